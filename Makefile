@@ -1,0 +1,42 @@
+# make demo    watch a small agent learn            make test   run the tests
+# make check   format, lint, types, layers          make fmt    format and fix what can be fixed
+# Each makes .venv first where it is missing or older than what it is made from.
+PYTHON ?= python3
+CONSTRAINTS ?= constraints-cpu.txt
+EXTRAS ?= train,data,dev
+
+BIN := .venv/bin
+STAMP := .venv/.made
+
+.PHONY: .venv demo test check fmt gpu-check clean
+
+.venv: $(STAMP)
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "trace_gym needs Python 3.11 to 3.13; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[$(EXTRAS)]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m trace_gym.cli demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+gpu-check: $(STAMP)
+	$(BIN)/python -m pytest -m gpu
+
+check: $(STAMP)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(STAMP)
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:
+	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

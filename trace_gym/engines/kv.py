@@ -1,0 +1,162 @@
+"""Keys and values of token sequences of different lengths, one row each, for attention and for reuse.
+
+The column of a token in its row is its position in the sequence. `Rows` stores rows; `RaggedCache` shows a block of them to
+a `transformers` model, writes what the model computes at each row's own positions, and makes the mask that hides the rest.
+Invariant: of row r, columns below `filled[r]` hold the keys and values of `tokens[r]`; everything beyond is finite (masked
+columns are multiplied by zero, and zero times NaN is NaN).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers.cache_utils import Cache
+
+from trace_gym.engine import IntArray
+
+__all__ = ["RaggedCache", "Rows", "Shape"]
+
+LongArray = npt.NDArray[np.int64]
+
+UNKNOWN = -1  # in `tokens`: no token here
+BUCKET = 64  # columns are added this many at a time, or by a quarter, whichever is more
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a model's keys and values look like."""
+
+    layers: int
+    heads: int  # key-value heads
+    key_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Rows:
+    """Growing storage: `keys`, `values` [layers, rows, columns, heads, dim], `tokens` [rows, columns], `filled` [rows]."""
+
+    def __init__(self, shape: Shape, max_rows: int, max_columns: int) -> None:
+        self.shape, self.max_rows, self.max_columns = shape, max_rows, max_columns
+        self.free()
+
+    def free(self) -> None:
+        """Forget every row and give the memory back."""
+        self.tokens: IntArray = np.zeros((0, 0), dtype=np.int32)
+        self.filled: LongArray = np.zeros(0, dtype=np.int64)
+        self.keys, self.values = self._zeros(0, 0)
+
+    def forget(self) -> None:
+        """Forget every row; keep the memory."""
+        self.tokens.fill(UNKNOWN)
+        self.filled.fill(0)
+
+    def _zeros(self, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        s = self.shape
+        room = (s.layers, rows, columns, s.heads)
+        return (
+            torch.zeros(*room, s.key_dim, dtype=s.dtype, device=s.device),
+            torch.zeros(*room, s.value_dim, dtype=s.dtype, device=s.device),
+        )
+
+    def reserve(self, rows: int, columns: int) -> None:
+        """Make room for at least this many rows and columns; contents stay."""
+        assert rows <= self.max_rows and columns <= self.max_columns
+        had_rows, had_columns = self.tokens.shape
+        if rows <= had_rows and columns <= had_columns:
+            return
+        if rows > had_rows:
+            had_rows = min(max(rows, 2 * had_rows), self.max_rows)
+        if columns > had_columns:
+            columns = max(-(-columns // BUCKET) * BUCKET, had_columns + had_columns // 4)
+            had_columns = min(columns, self.max_columns)
+        self._resize(had_rows, had_columns)
+
+    def _resize(self, rows: int, columns: int) -> None:
+        old_rows, old_columns = self.tokens.shape
+        tokens = np.full((rows, columns), UNKNOWN, dtype=np.int32)
+        tokens[:old_rows, :old_columns] = self.tokens
+        filled = np.zeros(rows, dtype=np.int64)
+        filled[:old_rows] = self.filled
+        keys, values = self._zeros(rows, columns)
+        keys[:, :old_rows, :old_columns] = self.keys
+        values[:, :old_rows, :old_columns] = self.values
+        self.tokens, self.filled, self.keys, self.values = tokens, filled, keys, values
+
+    def take(self, row: int, source: Rows, source_row: int, count: int) -> None:
+        """Make `row` the first `count` tokens of a row of `source`."""
+        self.keys[:, row, :count] = source.keys[:, source_row, :count]
+        self.values[:, row, :count] = source.values[:, source_row, :count]
+        self.drop(row)
+        self.tokens[row, :count] = source.tokens[source_row, :count]
+        self.filled[row] = count
+
+    def drop(self, row: int) -> None:
+        """Forget one row."""
+        self.tokens[row] = UNKNOWN
+        self.filled[row] = 0
+
+    def wipe(self, row: int) -> None:
+        """Forget one row and whatever a broken forward pass left in it."""
+        self.drop(row)
+        self.keys[:, row] = 0
+        self.values[:, row] = 0
+
+    def longest(self, prefix: IntArray, start: int, stop: int) -> tuple[int, int]:
+        """Which of the rows `start` to `stop` begins with most of `prefix`, and with how many tokens of it."""
+        width = min(len(prefix), self.tokens.shape[1])
+        differs = self.tokens[start:stop, :width] != prefix[:width]
+        if differs.size == 0:
+            return start, 0
+        common = np.where(differs.any(axis=1), differs.argmax(axis=1), width)
+        best = int(common.argmax())
+        return start + best, int(common[best])
+
+
+class RaggedCache(Cache):
+    """What a `transformers` model writes to and attends to: the block of rows that `place` named last."""
+
+    def __init__(self, rows: Rows) -> None:
+        super().__init__(layers=[])  # `update` keeps everything in `rows`
+        self._rows = rows
+        self._block = slice(0, 0)
+        self._width = 0
+        self._targets = torch.zeros(0, dtype=torch.long)  # [N] row * columns + column of every new token
+        self._sources: torch.Tensor | None = None  # [N] their places in the [m * Q] block; None: all of it, in order
+
+    def place(self, first: int, positions: LongArray, pads: LongArray | None = None) -> torch.Tensor:
+        """Say where the next forward pass, over rows `first` to `first + m`, writes; return what it may see.
+
+        `positions` [m, Q]: each new token's position; of row i the first `pads[i]` are padding, which writes nothing.
+        The additive mask [m, 1, Q, width] shows a token the columns of its own row up to its position.
+        """
+        shape, (m, q), columns = self._rows.shape, positions.shape, self._rows.tokens.shape[1]
+        targets = (np.arange(first, first + m)[:, None] * columns + positions).ravel()
+        self._sources = None
+        if pads is not None:
+            real = np.flatnonzero(np.arange(q) >= pads[:, None])
+            targets = targets[real]
+            self._sources = torch.from_numpy(real).to(shape.device)
+        self._targets = torch.from_numpy(targets).to(shape.device)
+        self._block = slice(first, first + m)
+        self._width = min((int(positions.max()) // 8 + 1) * 8, columns)
+        hidden = torch.from_numpy(np.arange(self._width) > positions[..., None]).to(shape.device)
+        return (hidden.to(shape.dtype) * torch.finfo(shape.dtype).min).unsqueeze(1)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store the block's new keys and values [m, heads, Q, dim]; return its rows' [m, heads, width, dim]."""
+        keys, values = self._rows.keys[layer_idx], self._rows.values[layer_idx]
+        return self._store(keys, key_states), self._store(values, value_states)
+
+    def _store(self, stored: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        flat = new.transpose(1, 2).flatten(0, 1)  # [m * Q, heads, dim]
+        if self._sources is not None:
+            flat = flat[self._sources]
+        stored.flatten(0, 1).index_copy_(0, self._targets, flat)
+        return stored[self._block, : self._width].transpose(1, 2)

@@ -1,0 +1,33 @@
+"""Drawing tokens: inverse-CDF sampling, so that a row's token depends on its own logits and its own uniform alone.
+
+The distribution is softmax(logits / temperature), computed in float64, and nothing else; temperature 0 is argmax.
+"""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["sample"]
+
+
+def sample(
+    logits: torch.Tensor, temperatures: torch.Tensor, uniforms: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [B] and their log-probabilities [B] (float64) from logits [B, V], temperatures [B] and uniforms [B] in [0, 1).
+
+    A token of probability zero is never drawn. A row whose logits hold NaN, or nothing finite, gets a NaN log-probability.
+    """
+    greedy = temperatures == 0
+    scaled = logits.double() / torch.where(greedy, 1.0, temperatures)[:, None]
+    best = scaled.max(dim=-1)
+    weights = (scaled - best.values[:, None]).exp_()
+    sums = weights.cumsum(dim=-1)
+    total = sums[:, -1]
+    below = torch.nextafter(total, torch.zeros_like(total))  # u * total may round up to total
+    target = torch.minimum(uniforms * total, below)
+    # The first sum above the target rose there, so its weight is positive.
+    drawn = torch.searchsorted(sums, target[:, None], right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
+    tokens = torch.where(greedy, best.indices, drawn)
+    chosen = scaled.gather(1, tokens[:, None])[:, 0]
+    logprobs = chosen - best.values - total.log()
+    return tokens, torch.where(greedy & logprobs.isfinite(), 0.0, logprobs)

@@ -1,0 +1,117 @@
+"""Trees to training rows.
+
+The flat layout: one row per leaf, holding its whole path. A node that several leaves share is trained in the first row that
+reaches it and is context in the others, so every sampled token enters the loss exactly once.
+
+Alignment: the arrays of a row have one entry per token; entry t belongs to the token at t, whose log-prob is read from the
+logits at t - 1. Token 0 is always the prompt's, so it never needs one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trace_gym.algorithm import Credit, Normalise
+from trace_gym.engine import FloatArray, IntArray
+from trace_gym.tree import Tree
+
+__all__ = ["Row", "flatten", "token_weights"]
+
+Weights = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """One sequence. All arrays are [T]."""
+
+    tokens: IntArray
+    advantage: FloatArray
+    weight: FloatArray  # 0 for tokens that are not trained here
+    behaviour: FloatArray  # log-probs they were sampled under; 0 where weight is 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def token_weights(
+    trees: Mapping[str, Tree], credits: Mapping[str, Credit], normalise: Normalise, constant_tokens: int = 256
+) -> dict[str, Weights]:
+    """Weight of every sampled token of a node, [N] per tree: the node's own weight times the normaliser.
+
+    `token`: divided by the step's weighted number of sampled tokens, so that long rollouts count more (DAPO, arXiv
+    2503.14476). `sequence`: each rollout's tokens share one vote (GRPO, arXiv 2402.03300); a shared node takes the mean over
+    the rollouts through it. `constant`: divided by rollouts x `constant_tokens` (Dr. GRPO, arXiv 2503.20783).
+    Nodes whose advantage is nan weigh nothing. A step without scored tokens gives zeros.
+    """
+    raw = {task: np.where(np.isnan(c.advantage), 0.0, c.weight) for task, c in credits.items()}
+    rollouts = max(1, sum(len(trees[task].outcomes()) for task in credits))
+    if normalise == "sequence":
+        return {task: w * _votes(trees[task]) / rollouts for task, w in raw.items()}
+    if normalise == "constant":
+        return {task: w / (rollouts * constant_tokens) for task, w in raw.items()}
+    total = sum(float(w @ _sampled(trees[task])) for task, w in raw.items())
+    return {task: w / total if total > 0 else np.zeros_like(w) for task, w in raw.items()}
+
+
+def _sampled(tree: Tree) -> Weights:
+    return np.array([node.n_action for node in tree.nodes], dtype=np.float64)
+
+
+def _votes(tree: Tree) -> Weights:
+    """[N] mean over the scored rollouts through a node of 1 / (their sampled tokens); 0 where there is none."""
+    length = _sampled(tree)
+    for index, parent in enumerate(tree.parents()):
+        if parent >= 0:
+            length[index] += length[parent]
+    scored = ~np.isnan(tree.returns())
+    vote = np.where(scored, 1.0 / np.maximum(length, 1.0), 0.0)
+    count = scored.astype(np.float64)
+    for index in range(len(tree) - 1, 0, -1):
+        parent = tree[index].parent
+        vote[parent] += vote[index]
+        count[parent] += count[index]
+    return vote / np.maximum(count, 1.0)
+
+
+def flatten(
+    trees: Mapping[str, Tree],
+    credits: Mapping[str, Credit],
+    weights: Mapping[str, Weights],
+    *,
+    keep_zero: bool = False,
+) -> list[Row]:
+    """Rows of the flat layout. Rows that carry no gradient (every advantage 0) are left out unless `keep_zero`, which a
+    KL term needs."""
+    rows: list[Row] = []
+    for task, credit in credits.items():
+        tree, weight = trees[task], weights[task]
+        advantage = np.nan_to_num(credit.advantage, nan=0.0)
+        trained = (weight > 0) & (keep_zero | (advantage != 0.0))
+        taken: set[int] = set()
+        for leaf in tree.leaves():
+            path = tree.path(leaf)
+            own = {i for i in path if trained[i] and i not in taken and tree[i].n_action > 0}
+            if own:
+                taken |= own
+                rows.append(_row(tree, path, own, advantage, weight))
+    return rows
+
+
+def _row(tree: Tree, path: Sequence[int], own: set[int], advantage: Weights, weight: Weights) -> Row:
+    last = max(k for k, i in enumerate(path) if i in own)  # what follows the last trained node is not needed
+    nodes = [(i, tree[i]) for i in path[: last + 1]]
+    tokens = np.concatenate([node.tokens for _, node in nodes])
+    columns = np.zeros((3, len(tokens)), dtype=np.float32)
+    start = 0
+    for i, node in nodes:
+        if i in own:
+            sampled = slice(start, start + node.n_action)
+            columns[0, sampled] = advantage[i]
+            columns[1, sampled] = weight[i]
+            columns[2, sampled] = node.logprobs
+        start += len(node.tokens)
+    return Row(tokens, *columns)

@@ -1,0 +1,90 @@
+"""One step's update of the policy: rows in, changed weights and metrics out.
+
+Invariant: the loss is a sum over the step's tokens whose weights already hold the normaliser, so neither the micro-batch size
+nor the padding changes the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from trace_gym.algorithm import Algorithm, Metrics
+from trace_gym.pack import Row
+from trace_gym.policy import Policy, TensorBatch, micro_batches
+
+__all__ = ["Updater"]
+
+
+@dataclass(slots=True)
+class Updater:
+    """The optimiser and what it needs. `reference` is the frozen starting policy, for algorithms with a KL term."""
+
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    lr: float
+    warmup_steps: int = 0
+    max_grad_norm: float = 1.0
+    minibatches: int = 1
+    micro_batch_tokens: int = 16384
+    reference: Policy | None = None
+    updates: int = 0  # optimiser steps so far
+
+    def update(self, algorithm: Algorithm, rows: Sequence[Row], rng: np.random.Generator) -> Metrics:
+        """One pass over `rows` in `minibatches` optimiser steps. No rows, no step."""
+        if not rows:
+            return {"loss": 0.0, "grad_norm": 0.0, "lr": self._lr(), "skipped_updates": 1.0}
+        parts = np.array_split(rng.permutation(len(rows)), min(self.minibatches, len(rows)))
+        chosen = [[rows[i] for i in part] for part in parts]
+        batches = [list(self._batches(part, with_old=len(parts) > 1)) for part in chosen]  # log-probs before the first step
+        totals: defaultdict[str, float] = defaultdict(float)
+        for group in batches:
+            for name, value in self._step(algorithm, group, scale=len(parts)).items():
+                totals[name] += value / len(parts)
+        return dict(totals)
+
+    def _batches(self, rows: Sequence[Row], *, with_old: bool) -> list[TensorBatch]:
+        out = []
+        for group in micro_batches(rows, self.micro_batch_tokens):
+            batch = TensorBatch.of([rows[i] for i in group], self.policy.device)
+            wanted = batch.weight > 0
+            with torch.no_grad():
+                if with_old:
+                    batch.old = self.policy.logprobs(batch.tokens, wanted)
+                if self.reference is not None:
+                    batch.reference = self.reference.logprobs(batch.tokens, wanted)
+            out.append(batch)
+        return out
+
+    def _step(self, algorithm: Algorithm, batches: Sequence[TensorBatch], *, scale: int) -> Metrics:
+        """One optimiser step. `scale` undoes that each mini-batch holds a part of the step's weight."""
+        self.optimizer.zero_grad(set_to_none=True)
+        mass = sum(float(batch.weight.sum()) for batch in batches)
+        metrics: defaultdict[str, float] = defaultdict(float)
+        for batch in batches:
+            logprobs = self.policy.logprobs(batch.tokens, batch.weight > 0)
+            loss, extra = algorithm.loss(logprobs, batch)
+            (loss * scale).backward()  # type: ignore[no-untyped-call]
+            metrics["loss"] += float(loss.detach()) * scale
+            share = float(batch.weight.sum()) / mass if mass > 0 else 0.0
+            for name, value in extra.items():
+                metrics[name] += value * share
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
+        metrics["grad_norm"], metrics["lr"] = norm, self._lr()
+        if not math.isfinite(norm):
+            metrics["skipped_updates"] = 1.0  # one broken batch must not destroy the weights
+            return dict(metrics)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr()
+        self.optimizer.step()
+        self.updates += 1
+        return dict(metrics)
+
+    def _lr(self) -> float:
+        return self.lr * min(1.0, (self.updates + 1) / max(1, self.warmup_steps))
