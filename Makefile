@@ -13,7 +13,8 @@ STAMP := .venv/.made
 .venv: $(STAMP)
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "trace_gym needs Python 3.11 to 3.13; name one: make PYTHON=python3.12")'
+	@echo 'Installing into .venv: a few minutes, once.'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "trace_gym needs Python 3.11 to 3.13; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[$(EXTRAS)]'
 	touch $@

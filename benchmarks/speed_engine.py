@@ -67,7 +67,10 @@ def turns_speed(engine: TransformersEngine, prompts: np.ndarray) -> float:
     while queue or running:
         for prefix, left in queue:
             seed += 1
-            running[engine.submit(Request(prefix, max_tokens=int(rng.integers(1, 64)), seed=seed))] = (prefix, left)
+            running[engine.submit(Request(prefix, max_tokens=int(rng.integers(1, 64)), seed=seed))] = (
+                prefix,
+                left,
+            )
         queue = []
         for completion in engine.poll(0.05):
             prefix, left = running.pop(completion.request_id)
@@ -86,7 +89,9 @@ def main() -> None:
         prompts = rng.integers(0, VOCABULARY, (batch, PROMPT))
         runs = [(generate_speed(model, prompts), engine_speed(engine, prompts)) for _ in range(3)]
         generate, own = (float(np.median(column)) for column in zip(*runs, strict=True))
-        print(f"{batch:5d}  {generate:8.0f}  {own:6.0f}  {own / generate:5.2f}  {turns_speed(engine, prompts):5.0f}")
+        print(
+            f"{batch:5d}  {generate:8.0f}  {own:6.0f}  {own / generate:5.2f}  {turns_speed(engine, prompts):5.0f}"
+        )
 
 
 if __name__ == "__main__":

@@ -2,3 +2,12 @@
 
 if __name__ != "trace_gym.envs":
     raise ImportError("import trace_gym.envs")
+
+import gymnasium
+
+gymnasium.register(
+    "trace_gym/Math-v0",
+    entry_point="trace_gym.envs.math.env:MathEnv",
+    order_enforce=False,  # wrappers would hide `snapshot`; ForkableEnv checks the order itself
+    disable_env_checker=True,
+)

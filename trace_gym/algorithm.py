@@ -151,7 +151,7 @@ class Algorithm:
             log_ratio = (batch.reference - logprobs).where(counted, 0.0 * logprobs)
             kl = ((log_ratio.exp() - 1.0 - log_ratio) * batch.weight).sum()
             loss = loss + self.kl * kl
-            metrics["kl"] = float(kl) / max(float(batch.weight.sum()), 1e-12)
+            metrics["kl"] = float(kl.detach()) / max(float(batch.weight.sum()), 1e-12)
         return loss, metrics
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,14 +12,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from trace_gym.encoder import ChatTokenizer, TextEncoder
 from trace_gym.engine import IntArray
-from trace_gym.env import clean_text
 from trace_gym.errors import RenderError
+from trace_gym.text import clean_text
 
 __all__ = ["BARE", "ChatRenderer", "ToolRole"]
 
@@ -123,8 +124,9 @@ class ChatRenderer:
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise RenderError(f"no tokenizer could be read from {path!r}: {_line(error)}") from error
+        except Exception as error:  # transformers and the hub's client each raise their own
+            where = path if Path(path).exists() else f"{path} (no folder here, so a name on the hub)"
+            raise RenderError(f"no tokenizer could be read from {where}: {_line(error)}") from error
         return cls(tokenizer, template_args=template_args, tool_role=tool_role)
 
     # ---- Renderer ---------------------------------------------------------------------------------------

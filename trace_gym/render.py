@@ -20,9 +20,11 @@ __all__ = ["ChatRenderer", "PlainRenderer", "Renderer"]
 
 
 class Renderer(Protocol):
-    """`stop` are the token ids that end a turn."""
+    """How observations and actions become tokens and back."""
 
-    stop: tuple[int, ...]
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """Token ids that end a turn; the first is the chat template's own."""
 
     def prompt(self, observation: str, *, system: str = "", tools: Sequence[dict[str, Any]] = ()) -> IntArray:
         """Token ids of the conversation's start, up to where the policy begins to write."""

@@ -1,10 +1,10 @@
 """Any seeded gymnasium environment of text, made forkable by playing its episodes again.
 
-The state is a recipe: the reset seed, and for each turn the action, the seed of that turn's noise and a digest of the
+The state is a recipe: the reset seed, and for each turn the action, the seed of its noise and a digest of the
 answer. Whoever asks for a state that the inner environment is not in gets it by replay from the start.
 
-Invariant: the inner environment either stands exactly at `_at`, or `_at` is None. A replay that answers otherwise
-than recorded raises `ReplayDivergence`; it never goes on from a state that is not the one asked for.
+Invariant: the inner environment either stands exactly at `_at`, or `_at` is None. A replay that answers
+otherwise than recorded raises `ReplayDivergence`; nothing goes on from a state that is not the one asked for.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ReplayedTurn(msgspec.Struct, frozen=True, array_like=True):
     """One turn of the recipe. A refused action was never carried out, so a replay leaves it out."""
 
     action: str
-    noise: int | None  # what the inner generator was seeded with before this turn; None: it was left alone
+    noise: int | None  # seed of the inner generator for this turn; None where nothing was drawn from it
     digest: bytes  # of observation, reward and ending
     refused: bool = False
 
@@ -61,6 +61,7 @@ class _Answer:
     terminated: bool
     truncated: bool
     info: Info
+    noise: int | None  # the seed of its noise, if it drew any
 
     @property
     def digest(self) -> bytes:
@@ -71,15 +72,17 @@ class ReplayEnv(ForkableEnv[ReplayState]):
     """`env` made forkable: an id, a function that makes one, or an instance that gymnasium made.
 
     Without `tasks` a task is a reset seed ("0", "1", …). With `tasks`, ids by split, the inner environment is
-    reset with `options={"task": id}` and a seed of its own. `max_turns` defaults to the inner step limit, or 64.
+    reset with `options={"task": id}` and a seed of its own. `max_turns` defaults to the inner step limit, or
+    to 64.
 
     Before each turn the inner `np_random` is seeded from this environment's generator, so that forks restored
     with a seed of their own see fresh noise. Noise that the inner environment draws elsewhere is the same in
-    every fork, or ends in `ReplayDivergence`; `reseed=False` leaves its generator alone.
+    every fork, or ends in `ReplayDivergence`. `reseed=False` leaves the inner generator alone: then the reset
+    seed fixes all noise, and `restore(seed=)` draws none.
 
-    An action that the inner environment refuses by raising costs a turn and is not carried out. Success is what
-    the last inner info says (`success` or `is_success`), else a positive last reward. The cost of a restore grows
-    with the turns played; one to where the environment already stands is free.
+    An action that the inner environment refuses by raising costs a turn and is not carried out. Success is
+    what the last inner info says (`success` or `is_success`), else a positive last reward. A restore costs as
+    much as the turns it replays, and nothing where the environment already stands there.
     """
 
     state_type: ClassVar[type[msgspec.Struct]] = ReplayState
@@ -137,10 +140,10 @@ class ReplayEnv(ForkableEnv[ReplayState]):
         try:
             answer = self._play(action, noise)
         except _REFUSALS as error:
-            turn = ReplayedTurn(action, noise, b"", refused=True)
+            turn = ReplayedTurn(action, None, b"", refused=True)
             observation = f"The action was refused ({type(error).__name__}: {error})."
             return Turn.go(_longer(state, turn), observation, role="user", extra={"refused": True})
-        self._at = after = _longer(state, ReplayedTurn(action, noise, answer.digest))
+        self._at = after = _longer(state, ReplayedTurn(action, answer.noise, answer.digest))
         extra = _plain(answer.info)
         if answer.terminated:
             success = _success(answer)
@@ -152,7 +155,7 @@ class ReplayEnv(ForkableEnv[ReplayState]):
         return turn_kind(after, answer.observation, reward=answer.reward, role="user", extra=extra)
 
     def expert_action(self) -> str:
-        """What `expert`, or the inner environment's own `expert_action`, would do. Raises `ConfigError` without."""
+        """What `expert` or the inner environment's own `expert_action` says. Raises `ConfigError` without."""
         self._go_to(self.state)
         if self._expert is not None:
             return self._expert(self._inner)
@@ -188,12 +191,18 @@ class ReplayEnv(ForkableEnv[ReplayState]):
                 f"{self.env_id}: reset(seed={state.seed}) shows another text than recorded"
             )
         for number, turn in enumerate(state.turns, start=1):
-            if not turn.refused and self._play(turn.action, turn.noise).digest != turn.digest:
+            if not turn.refused and not self._replays(turn):
                 raise ReplayDivergence(
                     f"{self.env_id}: turn {number} of {len(state.turns)} answers otherwise than recorded; "
                     "the environment depends on something besides its seed and the actions"
                 )
         self._at = state
+
+    def _replays(self, turn: ReplayedTurn) -> bool:
+        try:
+            return self._play(turn.action, turn.noise).digest == turn.digest
+        except _REFUSALS:
+            return False
 
     def _reset_inner(self, task: str, seed: int) -> tuple[str, Info]:
         self._at = None
@@ -204,10 +213,16 @@ class ReplayEnv(ForkableEnv[ReplayState]):
     def _play(self, action: str, noise: int | None) -> _Answer:
         """Step the inner environment, which then stands nowhere known until the caller says so."""
         self._at = None
+        inner = self._inner.unwrapped
+        before = None
         if noise is not None:
-            self._inner.unwrapped.np_random = np.random.Generator(np.random.PCG64(noise))
+            inner.np_random = _reseeded(inner.np_random, noise)
+            before = inner.np_random.bit_generator.state
         observation, reward, terminated, truncated, info = self._inner.step(action)
-        return _Answer(self._text(observation), float(reward), bool(terminated), bool(truncated), info)
+        drew = before is not None and inner.np_random.bit_generator.state != before
+        text = self._text(observation)
+        ended = bool(terminated), bool(truncated)
+        return _Answer(text, float(reward), *ended, dict(info), noise if drew else None)
 
     def _text(self, observation: object) -> str:
         if not isinstance(observation, str):
@@ -225,6 +240,15 @@ def _maker(env: str | InnerEnv | Callable[[], InnerEnv]) -> Callable[[], InnerEn
     raise ConfigError(
         f"ReplayEnv cannot make a second {type(env).__name__} to fork into: pass a function that does"
     )
+
+
+def _reseeded(generator: np.random.Generator, seed: int) -> np.random.Generator:
+    """`generator` itself where possible, for the inner environment may hold it under another name."""
+    fresh = np.random.PCG64(seed)
+    if not isinstance(generator.bit_generator, np.random.PCG64):
+        return np.random.Generator(fresh)
+    generator.bit_generator.state = fresh.state
+    return generator
 
 
 def _longer(state: ReplayState, turn: ReplayedTurn) -> ReplayState:

@@ -32,7 +32,7 @@ from trace_gym.rollout import RolloutSettings, grow_trees, plant_trees
 from trace_gym.runs import RunFolder
 from trace_gym.seeding import keyed_rng
 from trace_gym.tiny import load_policy_folder, save
-from trace_gym.update import Updater
+from trace_gym.update import Updater, warm_up
 
 __all__ = ["train"]
 
@@ -164,8 +164,7 @@ def _updater(config: TrainConfig, policy: Policy, algorithm: Algorithm) -> Updat
         optimizer=torch.optim.AdamW(
             policy.model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
         ),
-        lr=optim.lr,
-        warmup_steps=optim.warmup_steps,
+        lr=warm_up(optim.lr, optim.warmup_steps),
         max_grad_norm=optim.max_grad_norm,
         minibatches=optim.minibatches,
         micro_batch_tokens=optim.micro_batch_tokens,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from trace_gym.algorithm import Algorithm, Metrics
 from trace_gym.pack import Row
 from trace_gym.policy import Policy, TensorBatch, micro_batches
 
-__all__ = ["Updater"]
+__all__ = ["Updater", "warm_up", "warm_up_and_decay"]
 
 
 @dataclass(slots=True)
@@ -27,8 +27,7 @@ class Updater:
 
     policy: Policy
     optimizer: torch.optim.Optimizer
-    lr: float
-    warmup_steps: int = 0
+    lr: Callable[[int], float]  # learning rate by number of updates so far
     max_grad_norm: float = 1.0
     minibatches: int = 1
     micro_batch_tokens: int = 16384
@@ -38,7 +37,7 @@ class Updater:
     def update(self, algorithm: Algorithm, rows: Sequence[Row], rng: np.random.Generator) -> Metrics:
         """One pass over `rows` in `minibatches` optimiser steps. No rows, no step."""
         if not rows:
-            return {"loss": 0.0, "grad_norm": 0.0, "lr": self._lr(), "skipped_updates": 1.0}
+            return {"loss": 0.0, "grad_norm": 0.0, "lr": self.lr(self.updates), "skipped_updates": 1.0}
         parts = np.array_split(rng.permutation(len(rows)), min(self.minibatches, len(rows)))
         chosen = [[rows[i] for i in part] for part in parts]
         batches = [list(self._batches(part, with_old=len(parts) > 1)) for part in chosen]  # log-probs before the first step
@@ -76,15 +75,29 @@ class Updater:
                 metrics[name] += value * share
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
-        metrics["grad_norm"], metrics["lr"] = norm, self._lr()
+        metrics["grad_norm"], metrics["lr"] = norm, self.lr(self.updates)
         if not math.isfinite(norm):
             metrics["skipped_updates"] = 1.0  # one broken batch must not destroy the weights
             return dict(metrics)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._lr()
+            group["lr"] = self.lr(self.updates)
         self.optimizer.step()
         self.updates += 1
         return dict(metrics)
 
-    def _lr(self) -> float:
-        return self.lr * min(1.0, (self.updates + 1) / max(1, self.warmup_steps))
+
+def warm_up(lr: float, steps: int) -> Callable[[int], float]:
+    """Linear from lr / steps to `lr` over the first `steps` updates, then constant."""
+    return lambda updates: lr * min(1.0, (updates + 1) / max(1, steps))
+
+
+def warm_up_and_decay(lr: float, steps: int, total: int) -> Callable[[int], float]:
+    """Linear warm-up over `steps` updates, then a cosine down to a tenth of `lr` at `total`."""
+
+    def schedule(updates: int) -> float:
+        if updates < steps:
+            return lr * (updates + 1) / steps
+        done = min(1.0, (updates - steps) / max(1, total - steps))
+        return lr * (0.1 + 0.45 * (1.0 + math.cos(math.pi * done)))
+
+    return schedule

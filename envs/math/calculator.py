@@ -18,10 +18,10 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z_0-9]{0,31}")
 
 
 def calculate(expression: str) -> str:
-    """The value of `expression`: an integer, a decimal that ends within 20 places, or a fraction `22/7`; a decimal
-    of 12 significant digits once an irrational root or pi was needed. `calculate` reads its own results back.
+    """The value of `expression`: an integer, a decimal that ends within 20 places, or a fraction `22/7`.
 
-    Raises `CalculatorError`.
+    Once an irrational root or pi was needed: a decimal of 12 significant digits. `calculate` reads its own
+    results back. Raises `CalculatorError`.
     """
     reader = Reader(expression, unknown=None)
     value = reader.sum()

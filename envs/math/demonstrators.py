@@ -1,9 +1,9 @@
 """Two scripted agents: an expert that always succeeds, and a novice that misreads some kinds of clause.
 
-Both are functions of the situation alone (problem, calls so far, turns left), so they can take over from any agent at any
-state. The novice's errors are mostly systematic: where a clause has a tempting wrong reading, it takes that reading
-with one fixed probability, and then goes on with the wrong value as if it were right. An agent trained on its
-demonstrations therefore has decisions to improve, not only noise to lose.
+Both are functions of the situation alone (problem, calls so far, turns left), so they can take over from any
+agent at any state. The novice's errors are mostly systematic: where a clause has a tempting wrong reading, it
+takes that reading with one fixed probability, and then goes on with the wrong value as if it were right. An
+agent trained on its demonstrations therefore has decisions to improve, not only noise to lose.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ def novice_action(
     slip: float,
     noise: float,
 ) -> str:
-    """The step after the latest one, from the latest result, by the wrong reading with probability `slip` where there
-    is one; with probability `noise` a random mistake instead. Where a source gives no steps, the expert's action.
+    """The step after the latest one, from the latest result, by the wrong reading with probability `slip`
+    where there is one; with probability `noise` a random mistake instead. Where a source gives no steps, the
+    expert's action.
     """
     if not problem.steps:
         return expert_action(problem, uses, turns_left)
@@ -56,7 +57,8 @@ def _call(step: Step, text: str) -> str:
 
 
 def _steps_known(problem: Problem, uses: Sequence[ToolUse]) -> int:
-    """How many steps need no more work: the last one whose result was obtained (or that was tried in vain) counts."""
+    """How many steps need no more work: the last one whose result was obtained (or that was tried in vain)
+    counts."""
     known = 0
     for use in uses:
         for index in range(known, len(problem.steps)):

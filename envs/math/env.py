@@ -2,15 +2,16 @@
 
     calculator(expression)      solve(equation, variable)      <answer>…</answer>
 
-A task needs 2 to 6 turns and allows two more than it needs. The frozen state holds the problem itself and the calls made
-so far: it can be judged, continued and demonstrated from wherever it is restored. No tool has an effect and nothing is
-random after the task is drawn.
+A task needs 2 to 6 turns and allows two more than it needs. The frozen state holds the problem itself and the
+calls made so far: it can be judged, continued and demonstrated from wherever it is restored. No tool has an
+effect and nothing is random after the task is drawn.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
@@ -23,14 +24,14 @@ from trace_gym.envs.math.demonstrators import expert_action, novice_action
 from trace_gym.envs.math.judge import default_judge
 from trace_gym.envs.math.problems import BuiltinSource, read_difficulty
 from trace_gym.envs.math.sources import SPLITS, BadLine, OnBadLine, load_source
-from trace_gym.envs.math.task import Problem, Source, ToolUse
+from trace_gym.envs.math.task import Problem, Source, ToolName, ToolUse
 from trace_gym.errors import ConfigError, TaskError
 
 __all__ = ["MathEnv", "MathState"]
 
 SPARE_TURNS = 2  # that a task allows beyond those it needs
 MOST_STEPS = 5  # tool calls that a task is taken to need at most
-KEPT_CHARS = 400  # of a call and of its result, in the state: the tools read and write no more
+KEPT_CHARS = 400  # of a call, in the state: the tools read no more
 
 CALCULATOR = Tool(
     name="calculator",
@@ -67,15 +68,16 @@ class MathState(msgspec.Struct, frozen=True):
 
 
 class MathEnv(ForkableEnv[MathState]):
-    """Mathematics in several turns. `info` tells of every turn whether its action could not be used (`format_error`),
-    and at the end how the answer was judged (`judged_by`).
+    """Mathematics in several turns. `info` tells of every turn whether its action could not be used
+    (`format_error`), and at the end how the answer was judged (`judged_by`).
 
     `source`: "builtin", a `.jsonl` or `.parquet` file, or "hf:NAME[:config[:split]]" (see `sources`).
-    `split`: which of train, dev, test and all `reset` draws from; `tasks` lists any of them, and any known id can be
-    asked for. `difficulty`: tool calls that built-in tasks need, "1" to "5", a range, easy (1-2), medium (2-3) or hard
-    (4-5); files ignore it. `max_turns`: one turn limit for all tasks instead of what each needs and two more.
-    `on_bad_line`: "error" refuses a file with a bad line, "skip" lists it under `skipped`.
-    `question_field`, `answer_field`: where a file calls them neither `question` or `problem` nor `answer` or `solution`.
+    `split`: which of train, dev, test and all `reset` draws from; `tasks` lists any of them, and any known id
+    can be asked for. `difficulty`: tool calls that built-in tasks need, "1" to "5", a range, easy (1-2),
+    medium (2-3) or hard (4-5); files ignore it. `max_turns`: one turn limit for all tasks instead of what
+    each needs and two more. `on_bad_line`: "error" refuses a file with a bad line, "skip" lists it under
+    `skipped`. `question_field`, `answer_field`: where a file calls them neither `question` or `problem` nor
+    `answer` or `solution`.
 
     Raises `ConfigError` for a setting, `TaskError` for a file that cannot be used.
     """
@@ -85,10 +87,10 @@ class MathEnv(ForkableEnv[MathState]):
 
     def __init__(
         self,
-        source: str = "builtin",
+        source: str | Path = "builtin",
         split: str = "train",
         *,
-        difficulty: str = "1-4",
+        difficulty: str | int = "1-4",
         max_turns: int | None = None,
         on_bad_line: OnBadLine = "error",
         question_field: str | None = None,
@@ -97,20 +99,20 @@ class MathEnv(ForkableEnv[MathState]):
         super().__init__()
         if split not in SPLITS:
             raise ConfigError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
-        if max_turns is not None and (not isinstance(max_turns, int) or max_turns < 1):
+        if max_turns is not None and (type(max_turns) is not int or max_turns < 1):
             raise ConfigError(f"max_turns is a whole number from 1, not {max_turns!r}")
         self._split = split
         self._max_turns = max_turns
-        lowest, highest = read_difficulty(difficulty)
+        lowest, highest = read_difficulty(str(difficulty))
         self.skipped: tuple[BadLine, ...] = ()  # bad lines of the file, each with its reason
         self._source: Source = BuiltinSource(lowest, highest)
-        if source != "builtin":
+        if str(source) != "builtin":
             found = load_source(
-                source, on_bad_line=on_bad_line, question_field=question_field, answer_field=answer_field
+                str(source), on_bad_line=on_bad_line, question_field=question_field, answer_field=answer_field
             )
             self._source, self.skipped = found, found.skipped
 
-    # ---- tasks ------------------------------------------------------------------------------------------------------
+    # ---- tasks -----------------------------------------------------------------------------------------
 
     def tasks(self, split: str) -> Sequence[str]:
         """Ids of train, dev, test or all, in a fixed order. Raises `TaskError` for another split."""
@@ -128,7 +130,7 @@ class MathEnv(ForkableEnv[MathState]):
         limit = self._max_turns or steps + 1 + SPARE_TURNS
         return Opening(MathState(problem), problem.question, limit, {"format_error": False})
 
-    # ---- turns ------------------------------------------------------------------------------------------------------
+    # ---- turns -----------------------------------------------------------------------------------------
 
     def advance(self, state: MathState, action: str, rng: np.random.Generator) -> Turn[MathState]:
         act = parse_action(action)
@@ -153,18 +155,26 @@ class MathEnv(ForkableEnv[MathState]):
     def tools(self, state: MathState) -> Sequence[Tool]:
         return tuple(TOOLS.values())
 
-    # ---- what is known of a situation -------------------------------------------------------------------------------
+    # ---- what is known of a situation ------------------------------------------------------------------
 
     def state_key(self) -> str:
         """Problem, results known in the order they came, turns left, and how it ended.
 
-        How a result was asked for does not matter, nor a call made twice, nor a turn that gave no result (but for the
-        turn it cost).
+        How a result was asked for does not matter, nor a call made twice, nor a turn that gave no result (but
+        for the turn it cost).
         """
         now = self._episode()
         known = [use.result for use in dict.fromkeys(self.state.uses) if not use.failed]
         problem = self.state.problem
-        situation = (problem.id, problem.question, problem.answer, known, self._turns_left, now.status, now.success)
+        situation = (
+            problem.id,
+            problem.question,
+            problem.answer,
+            known,
+            self._turns_left,
+            now.status,
+            now.success,
+        )
         return hashlib.sha256(msgspec.json.encode(situation)).hexdigest()
 
     def expert_action(self) -> str:
@@ -172,8 +182,8 @@ class MathEnv(ForkableEnv[MathState]):
         return expert_action(self.state.problem, self.state.uses, self._turns_left)
 
     def novice_action(self, rng: np.random.Generator, *, slip: float = 0.55, noise: float = 0.03) -> str:
-        """A fallible demonstrator's action. `slip`: how often it takes a clause's tempting wrong reading; `noise`: how
-        often per step it makes a random mistake."""
+        """A fallible demonstrator's action. `slip`: how often it takes a clause's tempting wrong reading;
+        `noise`: how often per step it makes a random mistake."""
         return novice_action(
             self.state.problem, self.state.uses, self._turns_left, rng, slip=slip, noise=noise
         )
@@ -195,11 +205,10 @@ def _unusable(state: MathState, message: str) -> Turn[MathState]:
 
 
 def _use(tool: Tool, arguments: dict[str, Any]) -> ToolUse:
+    name: ToolName = "solve" if tool is SOLVE else "calculator"
+    text: str = arguments["equation"] if tool is SOLVE else arguments["expression"]
+    kept = text[:KEPT_CHARS]
     try:
-        if tool is SOLVE:
-            text = arguments["equation"]
-            return ToolUse("solve", text[:KEPT_CHARS], solve(text, arguments["variable"]))
-        text = arguments["expression"]
-        return ToolUse("calculator", text[:KEPT_CHARS], calculate(text))
+        return ToolUse(name, kept, solve(text, arguments["variable"]) if tool is SOLVE else calculate(text))
     except CalculatorError as error:
-        return ToolUse("solve" if tool is SOLVE else "calculator", text[:KEPT_CHARS], str(error), failed=True)
+        return ToolUse(name, kept, str(error), failed=True)

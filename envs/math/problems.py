@@ -1,15 +1,16 @@
 """Built-in problems: stories and equations, each a pure function of its id, so that nothing is stored.
 
-An id reads `family/split/depth/index`, such as `word/train/3/17`: family `word` or `equation`, depth 1 to 5 tool calls
-before the answer. The id's SHA-256 keys the raw words of a PCG64 generator (a stream that numpy keeps), whose draws are
-repeated until template and numbers both belong to the id's split:
+An id reads `family/split/depth/index`, such as `word/train/3/17`: family `word` or `equation`, depth 1 to 5
+tool calls before the answer. The id's SHA-256 keys the raw words of a PCG64 generator (a stream that numpy
+keeps), whose draws are repeated until template and numbers both belong to the id's split:
 
-- template: the sequence of clause kinds (of one kind and its wording at depth 1, where a kind's first wording is always
-  in train), placed by a stable hash;
-- numbers: all numbers that the text states, in order, placed by a stable hash.
+- template: the sequence of clause kinds (of one kind and its wording at depth 1, where a kind's first wording
+  is always in train), placed by a stable hash;
+- numbers: all numbers that the text states, sorted, placed by a stable hash.
 
-So a task of one split shares neither its template nor its numbers with any task of another, while every kind of clause
-occurs in train. Hashes give train six tenths of either, dev and test two each.
+So a task of one split shares neither its template nor its numbers (not even in another order) with any task
+of another, while every kind of clause occurs in train. Hashes give train six tenths of either, dev and test
+two each.
 """
 
 from __future__ import annotations
@@ -39,7 +40,16 @@ from trace_gym.envs.math.templates import (
 )
 from trace_gym.errors import ConfigError, TaskError
 
-__all__ = ["MAX_DEPTH", "SIZES", "BuiltinSource", "TaskName", "make_problem", "read_difficulty", "split_of", "task_ids"]
+__all__ = [
+    "MAX_DEPTH",
+    "SIZES",
+    "BuiltinSource",
+    "TaskName",
+    "make_problem",
+    "read_difficulty",
+    "split_of",
+    "task_ids",
+]
 
 MAX_DEPTH = 5
 MAX_VALUE = 999  # of a running value
@@ -68,7 +78,8 @@ class TaskName:
         match = _ID.fullmatch(task_id)
         if match is None:
             raise TaskError(
-                f"unknown task {task_id[:80]!r}: built-in ids read family/split/depth/index, such as word/train/3/17"
+                f"unknown task {task_id[:80]!r}: built-in ids read family/split/depth/index, "
+                "such as word/train/3/17"
             )
         return cls(match[1], match[2], int(match[3]), int(match[4]))
 
@@ -81,15 +92,16 @@ def read_difficulty(text: str) -> tuple[int, int]:
     lowest, highest = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if lowest > highest:
         raise ConfigError(
-            f"difficulty {text[:40]!r}: write a depth from 1 to {MAX_DEPTH} such as '3', a range such as '1-4', "
-            f"or one of {', '.join(PRESETS)}"
+            f"difficulty {text[:40]!r}: write a depth from 1 to {MAX_DEPTH} such as '3', a range such as "
+            f"'1-4', or one of {', '.join(PRESETS)}"
         )
     return lowest, highest
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltinSource:
-    """The built-in problems whose depth lies between `lowest` and `highest`. Any id of theirs can be asked for."""
+    """The built-in problems whose depth lies between `lowest` and `highest`. Any id of theirs can be asked
+    for."""
 
     lowest: int
     highest: int
@@ -109,7 +121,8 @@ class BuiltinSource:
 
 @lru_cache(maxsize=64)
 def task_ids(split: str, lowest: int, highest: int) -> tuple[str, ...]:
-    """The fixed list of a split's tasks. Depths take turns, so that every stretch of the list holds all of them."""
+    """The fixed list of a split's tasks. Depths take turns, so that every stretch of the list holds all of
+    them."""
     width = highest - lowest + 1
     ids = []
     for place in range(SIZES[split]):
@@ -145,7 +158,7 @@ def make_problem(task_id: str) -> Problem:
     raise AssertionError(f"no template and numbers found for {task_id}")
 
 
-# ---- drawing --------------------------------------------------------------------------------------------------------
+# ---- drawing -------------------------------------------------------------------------------------------
 
 _Told = tuple[list[str], str, list[Step]]  # sentences, the running value at the start, steps
 
@@ -188,7 +201,7 @@ def _draw_word(draw: _Draw, name: TaskName) -> _Told | None:
 def _draw_equation(draw: _Draw, name: TaskName) -> _Told | None:
     equation = draw.one(EQUATIONS)
     kinds = draw.some(LETTER_KINDS, name.depth - 1)
-    wordings = [draw.below(len(kind.wordings)) for kind in (equation, *kinds)]
+    wordings = [draw.below(len(texts)) for texts in (equation.wordings, *(kind.wordings for kind in kinds))]
     if _template_split("equation", [equation.name, *(kind.name for kind in kinds)], wordings) != name.split:
         return None
     for _ in range(60):
@@ -206,11 +219,13 @@ def _draw_equation(draw: _Draw, name: TaskName) -> _Told | None:
 def _template_split(family: str, kinds: Sequence[str], wordings: Sequence[int]) -> str:
     if len(kinds) > 1:
         return split_of(f"{family}: {', '.join(kinds)}")
-    return split_of(f"{family}: {kinds[0]} {wordings[0]}") if wordings[0] else "train"
+    if wordings[0] == 0:
+        return "train"
+    return split_of(f"{family}: {kinds[0]} {wordings[0]}")
 
 
 def _number_split(numbers: Sequence[int]) -> str:
-    return split_of(" ".join(map(str, numbers)))
+    return split_of(" ".join(map(str, sorted(numbers))))
 
 
 def _stated(kinds: Sequence[Kind], numbers: Sequence[int]) -> list[int]:
@@ -218,7 +233,8 @@ def _stated(kinds: Sequence[Kind], numbers: Sequence[int]) -> list[int]:
 
 
 def _draw_numbers(draw: _Draw, kinds: Sequence[Kind], start: int) -> list[int] | None:
-    """A number for each clause such that every running value is whole and in bounds, or None after a few tries."""
+    """A number for each clause such that every running value is whole and in bounds, or None after a few
+    tries."""
     numbers: list[int] = []
     x = start
     for kind in kinds:
@@ -240,7 +256,7 @@ def _fits(kind: Kind, x: int, k: int) -> bool:
     return slip is not None and slip >= 1 and slip != right
 
 
-# ---- telling --------------------------------------------------------------------------------------------------------
+# ---- telling -------------------------------------------------------------------------------------------
 
 
 def _tell_word(

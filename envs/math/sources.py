@@ -1,8 +1,10 @@
-"""Tasks from files: GSM8K-format or MATH-like records in JSON lines, in Parquet, or in a Hugging Face dataset.
+"""Tasks from files: GSM8K-format or MATH-like records in JSON lines, in Parquet, or in a Hugging Face
+dataset.
 
-Every record becomes a `Problem` or a bad line with its number and one reason; nothing is guessed and nothing is dropped in
-silence. Ids are `name/line`; a record's split depends on its question alone (eight tenths train, one dev, one test), so
-the same question never stands in two splits, whatever its file or line. `all` is every record.
+Every record becomes a `Problem` or a bad line with its number and one reason; nothing is guessed and nothing
+is dropped in silence. Ids are `name/line`; a record's split depends on its question alone (eight tenths
+train, one dev, one test), so the same question never stands in two splits, whatever its file or line. `all`
+is every record.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ import msgspec
 
 from trace_gym.env import clean_text
 from trace_gym.envs.actions import format_answer
+from trace_gym.envs.math.answer_text import MAX_CHARS, normalised
 from trace_gym.envs.math.task import Problem, Step
 from trace_gym.errors import ConfigError, TaskError
 
 __all__ = ["BadLine", "FileSource", "OnBadLine", "load_source"]
 
 MAX_QUESTION_CHARS = 8000  # an observation holds 8,192
-MAX_ANSWER_CHARS = 1000
 MAX_STEP_CHARS = 200
 QUESTION_FIELDS = ("question", "problem")
 ANSWER_FIELDS = ("answer", "solution")
@@ -69,7 +71,9 @@ class FileSource:
         found = self.problems.get(task_id)
         if found is None:
             example = next(iter(self.problems))
-            raise TaskError(f"unknown task {task_id[:80]!r}: the ids of {self.name} read {example!r}, by line")
+            raise TaskError(
+                f"unknown task {task_id[:80]!r}: the ids of {self.name} read {example!r}, by line"
+            )
         return found
 
 
@@ -92,25 +96,28 @@ def load_source(
 ) -> FileSource:
     """The tasks of a `.jsonl` or `.parquet` file or of `hf:NAME[:config[:split]]`.
 
-    Raises `TaskError` for a missing, unreadable or empty file and, unless `on_bad_line` is "skip", for the first bad line;
-    `ConfigError` for a setting that cannot be meant.
+    Raises `TaskError` for a missing, unreadable or empty file and, unless `on_bad_line` is "skip", for the
+    first bad line; `ConfigError` for a setting that cannot be meant.
     """
     if on_bad_line not in ("error", "skip"):
         raise ConfigError(f"on_bad_line is 'error' or 'skip', not {on_bad_line!r}")
     fields = _Fields(
-        (question_field,) if question_field else QUESTION_FIELDS, (answer_field,) if answer_field else ANSWER_FIELDS
+        (question_field,) if question_field else QUESTION_FIELDS,
+        (answer_field,) if answer_field else ANSWER_FIELDS,
     )
     if source.startswith("hf:"):
         return _collect(source, source[3:], _dataset_rows(source), fields, on_bad_line)
     path = Path(source)
     if path.suffix not in (".jsonl", ".parquet"):
         raise ConfigError(
-            f"source {source!r}: name 'builtin', a .jsonl file, a .parquet file, or 'hf:NAME[:config[:split]]'"
+            f"source {source[:200]!r}: name 'builtin', a .jsonl or .parquet file, or 'hf:NAME[:config[:split]]'"
         )
     try:
         found = path.stat()
     except OSError as error:
-        raise TaskError(f"cannot open the task file {source}: {error.strerror}; check the path in source=") from error
+        raise TaskError(
+            f"cannot open the task file {source}: {error.strerror}; check the path in source="
+        ) from error
     return _load_file(path, found.st_mtime_ns, found.st_size, fields, on_bad_line)
 
 
@@ -120,7 +127,7 @@ def _load_file(path: Path, mtime_ns: int, size: int, fields: _Fields, on_bad_lin
     return _collect(str(path), path.stem, rows, fields, on_bad_line)
 
 
-# ---- rows: a number from 1 and a record, or the reason why there is none ---------------------------------------------
+# ---- rows: a number from 1 and a record, or the reason why there is none -------------------------------
 
 _Row = tuple[int, Mapping[str, Any] | str]
 
@@ -142,7 +149,9 @@ def _json_record(decoder: msgspec.json.Decoder[Any], line: bytes) -> Mapping[str
         record = decoder.decode(line)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         return f"not valid JSON ({error})"
-    return record if isinstance(record, dict) else f"a JSON {type(record).__name__}; write one object per line"
+    return (
+        record if isinstance(record, dict) else f"a JSON {type(record).__name__}; write one object per line"
+    )
 
 
 def _parquet_rows(path: Path) -> Iterator[_Row]:
@@ -161,11 +170,15 @@ def _dataset_rows(source: str) -> Iterator[_Row]:
     name, _, rest = source.removeprefix("hf:").partition(":")
     config, _, split = rest.partition(":")
     if not name or ":" in split:
-        raise ConfigError(f"source {source!r}: write 'hf:NAME[:config[:split]]', such as 'hf:openai/gsm8k:main:test'")
+        raise ConfigError(
+            f"source {source!r}: write 'hf:NAME[:config[:split]]', such as 'hf:openai/gsm8k:main:test'"
+        )
     try:
         datasets = importlib.import_module("datasets")
     except ImportError as error:
-        raise ConfigError(f"source {source!r} needs the datasets package: pip install 'trace-gym[data]'") from error
+        raise ConfigError(
+            f"source {source!r} needs the datasets package: pip install 'trace-gym[data]'"
+        ) from error
     try:
         yield from enumerate(datasets.load_dataset(name, config or None, split=split or "train"), 1)
     except Exception as error:  # whatever the hub, its cache or the dataset's files raise
@@ -173,7 +186,7 @@ def _dataset_rows(source: str) -> Iterator[_Row]:
         raise TaskError(f"cannot load the dataset {source!r}: {reason}") from error
 
 
-# ---- records --------------------------------------------------------------------------------------------------------
+# ---- records -------------------------------------------------------------------------------------------
 
 
 def _collect(
@@ -187,12 +200,18 @@ def _collect(
             problems[task_id] = _problem(row, task_id, fields)
         except _Unusable as bad:
             if on_bad_line == "error":
-                raise TaskError(f"{source}, line {number}: {bad}; mend it or pass on_bad_line='skip'") from None
+                raise TaskError(
+                    f"{source}, line {number}: {bad}; mend it or pass on_bad_line='skip'"
+                ) from None
             skipped.append(BadLine(number, str(bad)))
     if not problems:
-        why = f"all {len(skipped)} lines are bad, the first: {skipped[0].reason}" if skipped else "it is empty"
+        why = (
+            f"all {len(skipped)} lines are bad, the first: {skipped[0].reason}" if skipped else "it is empty"
+        )
         raise TaskError(f"{source} holds no task: {why}")
-    splits = {split: tuple(i for i, p in problems.items() if _split_of(p.question) == split) for split in SPLITS}
+    splits = {
+        split: tuple(i for i, p in problems.items() if _split_of(p.question) == split) for split in SPLITS
+    }
     return FileSource(name, problems, tuple(skipped), {**splits, "all": tuple(problems)})
 
 
@@ -206,7 +225,9 @@ def _problem(row: Mapping[str, Any] | str, task_id: str, fields: _Fields) -> Pro
         raise _Unusable(row)
     question = _text(row, fields.question, "question")
     if len(question) > MAX_QUESTION_CHARS:
-        raise _Unusable(f"the question has {len(question)} characters; at most {MAX_QUESTION_CHARS} can be shown")
+        raise _Unusable(
+            f"the question has {len(question)} characters; at most {MAX_QUESTION_CHARS} can be shown"
+        )
     solution = _text(row, fields.answer, "answer")
     answer = _final_answer(solution)
     steps = tuple(
@@ -242,15 +263,17 @@ def _text(row: Mapping[str, Any], names: Sequence[str], what: str) -> str:
 
 def _final_answer(solution: str) -> str:
     """What stands after `####`, or in the last `\\boxed{…}`, or the whole text where it is short."""
-    before, mark, after = solution.rpartition("####")
+    _, mark, after = solution.rpartition("####")
     if mark:
         answer = _THOUSANDS.sub("", after.strip())
         if not answer:
             raise _Unusable("nothing stands after '####'")
     else:
         answer = _boxed(solution) or solution
-    if len(answer) > MAX_ANSWER_CHARS:
+    if len(answer) > MAX_CHARS:
         raise _Unusable("the answer is long and has neither '#### N' nor \\boxed{N} at its end")
+    if not normalised(answer):
+        raise _Unusable(f"the answer {answer!a} holds nothing to compare")
     try:
         format_answer(answer)
     except ValueError:

@@ -1,8 +1,9 @@
 """What a mathematics task is, whatever source it came from.
 
-A problem carries its own solution as symbolic steps: each is one tool call whose text may mention `{x}`, the running
-value. A demonstrator can therefore follow a chain through with a wrong value, and a snapshot that holds the problem needs
-no source to be judged. Invariant: the right readings, one after the other, lead to `answer`.
+A problem carries its own solution as symbolic steps: each is one tool call whose text may mention `{x}`, the
+running value. A demonstrator can therefore follow a chain through with a wrong value, and a snapshot that
+holds the problem needs no source to be judged. Invariant: the right readings, one after the other, lead to
+`answer`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The sentences and arithmetic of the built-in problems, as tables.
 
-A clause kind is one step: the operation that its sentence means (`right`) and, for about half of the kinds, the one a
-hasty reader would take (`slip`). The slip belongs to the kind, not to the sentence's numbers, so an agent can learn from
-reward alone which reading is right. Placeholders: `{a}` whose things are counted, `{b}` someone else, `{n}` the things,
-`{m}` the things they become, `{k}` the number, `{part}` the number as a fraction's name.
+A clause kind is one step: the operation that its sentence means (`right`) and, for about half of the kinds,
+the one a hasty reader would take (`slip`). The slip belongs to the kind, not to the sentence's numbers, so an
+agent can learn from reward alone which reading is right. Placeholders: `{a}` whose things are counted, `{b}`
+someone else, `{n}` the things, `{m}` the things they become, `{k}` the number, `{part}` the number as a
+fraction's name.
 """
 
 from __future__ import annotations
@@ -295,7 +296,8 @@ LETTER_KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class EquationKind:
-    """A kind of equation in x. `{a}`, `{b}`, `{c}` are its numbers; the sentence may also show the equation as `{eq}`."""
+    """A kind of equation in x. `{a}`, `{b}`, `{c}` are its numbers; the sentence may also show the equation
+    as `{eq}`."""
 
     name: str
     right: str

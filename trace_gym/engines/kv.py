@@ -1,9 +1,9 @@
 """Keys and values of token sequences of different lengths, one row each, for attention and for reuse.
 
-The column of a token in its row is its position in the sequence. `Rows` stores rows; `RaggedCache` shows a block of them to
-a `transformers` model, writes what the model computes at each row's own positions, and makes the mask that hides the rest.
-Invariant: of row r, columns below `filled[r]` hold the keys and values of `tokens[r]`; everything beyond is finite (masked
-columns are multiplied by zero, and zero times NaN is NaN).
+The column of a token in its row is its position in the sequence. `Rows` stores rows, `KeptRows` those that are kept for
+reuse; `RaggedCache` shows a block of rows to a `transformers` model, writes what the model computes at each row's own
+positions, and makes the mask that hides the rest. Invariant: in row r, the columns below `filled[r]` hold the keys and
+values of `tokens[r]`; all others are finite (a hidden column is multiplied by zero, and zero times NaN is NaN).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 
 from trace_gym.engine import IntArray
 
-__all__ = ["RaggedCache", "Rows", "Shape"]
+__all__ = ["KeptRows", "LongArray", "RaggedCache", "Rows", "Shape"]
 
 LongArray = npt.NDArray[np.int64]
 
@@ -38,7 +38,7 @@ class Shape:
 
 
 class Rows:
-    """Growing storage: `keys`, `values` [layers, rows, columns, heads, dim], `tokens` [rows, columns], `filled` [rows]."""
+    """Storage that grows: `keys`, `values` [layers, rows, heads, columns, dim], `tokens` [rows, columns], `filled` [rows]."""
 
     def __init__(self, shape: Shape, max_rows: int, max_columns: int) -> None:
         self.shape, self.max_rows, self.max_columns = shape, max_rows, max_columns
@@ -57,11 +57,11 @@ class Rows:
 
     def _zeros(self, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
         s = self.shape
-        room = (s.layers, rows, columns, s.heads)
-        return (
-            torch.zeros(*room, s.key_dim, dtype=s.dtype, device=s.device),
-            torch.zeros(*room, s.value_dim, dtype=s.dtype, device=s.device),
+        keys, values = (
+            torch.zeros(s.layers, rows, s.heads, columns, dim, dtype=s.dtype, device=s.device)
+            for dim in (s.key_dim, s.value_dim)
         )
+        return keys, values
 
     def reserve(self, rows: int, columns: int) -> None:
         """Make room for at least this many rows and columns; contents stay."""
@@ -83,14 +83,14 @@ class Rows:
         filled = np.zeros(rows, dtype=np.int64)
         filled[:old_rows] = self.filled
         keys, values = self._zeros(rows, columns)
-        keys[:, :old_rows, :old_columns] = self.keys
-        values[:, :old_rows, :old_columns] = self.values
+        keys[:, :old_rows, :, :old_columns] = self.keys
+        values[:, :old_rows, :, :old_columns] = self.values
         self.tokens, self.filled, self.keys, self.values = tokens, filled, keys, values
 
     def take(self, row: int, source: Rows, source_row: int, count: int) -> None:
         """Make `row` the first `count` tokens of a row of `source`."""
-        self.keys[:, row, :count] = source.keys[:, source_row, :count]
-        self.values[:, row, :count] = source.values[:, source_row, :count]
+        self.keys[:, row, :, :count] = source.keys[:, source_row, :, :count]
+        self.values[:, row, :, :count] = source.values[:, source_row, :, :count]
         self.drop(row)
         self.tokens[row, :count] = source.tokens[source_row, :count]
         self.filled[row] = count
@@ -117,6 +117,49 @@ class Rows:
         return start + best, int(common[best])
 
 
+class KeptRows(Rows):
+    """Rows that nobody samples into: a bounded store in which the longest unused gives way. It may be emptied at any time."""
+
+    def __init__(self, shape: Shape, max_rows: int, max_columns: int) -> None:
+        self.used: LongArray = np.zeros(max_rows, dtype=np.int64)  # [max_rows] time of the last use; 0: empty
+        self._time = 0
+        super().__init__(shape, max_rows, max_columns)
+
+    def free(self) -> None:
+        super().free()
+        self.used.fill(0)
+
+    def forget(self) -> None:
+        super().forget()
+        self.used.fill(0)
+
+    def drop(self, row: int) -> None:
+        super().drop(row)
+        self.used[row] = 0
+
+    def touch(self, row: int) -> None:
+        """Say that a row is of use."""
+        self._time += 1
+        self.used[row] = self._time
+
+    def keep(self, source: Rows, source_row: int) -> None:
+        """Copy a row: over one that it contains, else over the one longest out of use, or not at all if one contains it."""
+        count = int(source.filled[source_row])
+        if self.max_rows == 0 or count == 0:
+            return
+        row, common = self.longest(source.tokens[source_row, :count], 0, self.max_rows)
+        if common < count:
+            if common == 0 or common < self.filled[row]:
+                row = int(self.used.argmin())
+            try:
+                self.reserve(row + 1, count)
+            except RuntimeError:  # no memory to spare
+                self.free()
+                return
+            self.take(row, source, source_row, count)
+        self.touch(row)
+
+
 class RaggedCache(Cache):
     """What a `transformers` model writes to and attends to: the block of rows that `place` named last."""
 
@@ -125,8 +168,12 @@ class RaggedCache(Cache):
         self._rows = rows
         self._block = slice(0, 0)
         self._width = 0
-        self._targets = torch.zeros(0, dtype=torch.long)  # [N] row * columns + column of every new token
-        self._sources: torch.Tensor | None = None  # [N] their places in the [m * Q] block; None: all of it, in order
+        self._targets = torch.zeros(
+            0, dtype=torch.long
+        )  # [N] where new vectors go, in [rows * heads * columns]
+        self._sources: torch.Tensor | None = (
+            None  # [N] where they come from, in [m * heads * Q]; None: all, in order
+        )
 
     def place(self, first: int, positions: LongArray, pads: LongArray | None = None) -> torch.Tensor:
         """Say where the next forward pass, over rows `first` to `first + m`, writes; return what it may see.
@@ -135,10 +182,11 @@ class RaggedCache(Cache):
         The additive mask [m, 1, Q, width] shows a token the columns of its own row up to its position.
         """
         shape, (m, q), columns = self._rows.shape, positions.shape, self._rows.tokens.shape[1]
-        targets = (np.arange(first, first + m)[:, None] * columns + positions).ravel()
+        heads = np.arange(first * shape.heads, (first + m) * shape.heads).reshape(m, shape.heads, 1)
+        targets = (heads * columns + positions[:, None]).ravel()
         self._sources = None
         if pads is not None:
-            real = np.flatnonzero(np.arange(q) >= pads[:, None])
+            real = np.flatnonzero((np.arange(q) >= pads[:, None, None]).repeat(shape.heads, axis=1))
             targets = targets[real]
             self._sources = torch.from_numpy(real).to(shape.device)
         self._targets = torch.from_numpy(targets).to(shape.device)
@@ -148,15 +196,20 @@ class RaggedCache(Cache):
         return (hidden.to(shape.dtype) * torch.finfo(shape.dtype).min).unsqueeze(1)
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *args: object,
+        **kwargs: object,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store the block's new keys and values [m, heads, Q, dim]; return its rows' [m, heads, width, dim]."""
         keys, values = self._rows.keys[layer_idx], self._rows.values[layer_idx]
         return self._store(keys, key_states), self._store(values, value_states)
 
     def _store(self, stored: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        flat = new.transpose(1, 2).flatten(0, 1)  # [m * Q, heads, dim]
+        vectors = new.flatten(0, 2)
         if self._sources is not None:
-            flat = flat[self._sources]
-        stored.flatten(0, 1).index_copy_(0, self._targets, flat)
-        return stored[self._block, : self._width].transpose(1, 2)
+            vectors = vectors[self._sources]
+        stored.view(-1, stored.shape[-1]).index_copy_(0, self._targets, vectors)
+        return stored[self._block, :, : self._width]

@@ -18,16 +18,17 @@ def sample(
     A token of probability zero is never drawn. A row whose logits hold NaN, or nothing finite, gets a NaN log-probability.
     """
     greedy = temperatures == 0
-    scaled = logits.double() / torch.where(greedy, 1.0, temperatures)[:, None]
-    best = scaled.max(dim=-1)
-    weights = (scaled - best.values[:, None]).exp_()
+    weights = logits.to(torch.float64, copy=True)
+    weights.div_(torch.where(greedy, 1.0, temperatures)[:, None])
+    best = weights.max(dim=-1)
+    weights.sub_(best.values[:, None]).exp_()
     sums = weights.cumsum(dim=-1)
     total = sums[:, -1]
-    below = torch.nextafter(total, torch.zeros_like(total))  # u * total may round up to total
-    target = torch.minimum(uniforms * total, below)
+    target = torch.minimum(
+        uniforms * total, torch.nextafter(total, torch.zeros_like(total))
+    )  # never rounded up to total
     # The first sum above the target rose there, so its weight is positive.
     drawn = torch.searchsorted(sums, target[:, None], right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
     tokens = torch.where(greedy, best.indices, drawn)
-    chosen = scaled.gather(1, tokens[:, None])[:, 0]
-    logprobs = chosen - best.values - total.log()
+    logprobs = (weights.gather(1, tokens[:, None])[:, 0] / total).log_()
     return tokens, torch.where(greedy & logprobs.isfinite(), 0.0, logprobs)

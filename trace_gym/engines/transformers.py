@@ -76,7 +76,9 @@ class TransformersEngine:
             shape = probe(model)
         self._rows = Rows(shape, max_batch, self.max_context)
         self._kept = Rows(shape, max_batch if kept_rows is None else kept_rows, self.max_context)
-        self._used: LongArray = np.zeros(self._kept.max_rows, dtype=np.int64)  # when each kept row was last of use
+        self._used: LongArray = np.zeros(
+            self._kept.max_rows, dtype=np.int64
+        )  # when each kept row was last of use
         self._cache = RaggedCache(self._rows)
         self._active: list[_Job] = []  # job i samples into row i
         self._waiting: deque[_Job] = deque()
@@ -88,14 +90,18 @@ class TransformersEngine:
 
     def submit(self, request: Request) -> int:
         if self._state != "awake":
-            raise EngineError(f"the engine is {self._state}: {'wake it' if self._state == 'asleep' else 'make a new one'} first")
+            raise EngineError(
+                f"the engine is {self._state}: {'wake it' if self._state == 'asleep' else 'make a new one'} first"
+            )
         room = self.max_context - len(request.tokens)
         if room < 1:
             raise EngineError(
                 f"a prefix of {len(request.tokens)} tokens leaves no room in a context of {self.max_context}: shorten it"
             )
         if request.tokens.min() < 0 or request.tokens.max() >= self._vocabulary:
-            raise EngineError(f"the prefix holds a token id outside 0 to {self._vocabulary - 1}: is it the model's tokenizer?")
+            raise EngineError(
+                f"the prefix holds a token id outside 0 to {self._vocabulary - 1}: is it the model's tokenizer?"
+            )
         if request.seed < 0:
             raise EngineError(f"a seed must not be negative: {request.seed}")
         limit = min(request.max_tokens, room)
@@ -137,7 +143,9 @@ class TransformersEngine:
             for name, tensor in weights:
                 if name not in own or own[name].shape != tensor.shape:
                     what = f"shape {tuple(own[name].shape)}" if name in own else "no such parameter"
-                    raise EngineError(f"cannot load {name} {tuple(tensor.shape)}: the engine's model has {what}")
+                    raise EngineError(
+                        f"cannot load {name} {tuple(tensor.shape)}: the engine's model has {what}"
+                    )
                 if own[name].data_ptr() != tensor.data_ptr():
                     own[name].copy_(tensor)
         self.version = version
@@ -162,30 +170,26 @@ class TransformersEngine:
         self.sleep()
         self._state, self._model = "closed", nn.Module()
 
-    def _forget(self, *, free: bool = False) -> None:
-        """Forget the kept rows, and give their memory back if asked."""
-        if free:
-            self._kept.free()
-        else:
-            self._kept.forget()
-        self._used.fill(0)
-
     def _only_idle(self, what: str) -> None:
         if self._active or self._waiting:
-            raise EngineError(f"the engine cannot {what} with {len(self._active) + len(self._waiting)} requests unfinished")
+            raise EngineError(
+                f"the engine cannot {what} with {len(self._active) + len(self._waiting)} requests unfinished"
+            )
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:
         """Without gradients or dropout, whatever mode a trainer that shares the model has left it in."""
-        training = self._model.training
-        if training:
-            self._model.eval()
+        training = (
+            [module for module in self._model.modules() if module.training] if self._model.training else []
+        )
+        for module in training:
+            module.training = False
         try:
             with torch.inference_mode():
                 yield
         finally:
-            if training:
-                self._model.train()
+            for module in training:
+                module.training = True
 
     # ---- joining ----------------------------------------------------------------------------------------------------
 
@@ -255,7 +259,9 @@ class TransformersEngine:
         lengths = np.array([len(job.request.tokens) for job in jobs])
         while True:
             known = self._rows.filled[rows]
-            counts = np.minimum(lengths - known, self._max_prefill_tokens)  # a long prefix that is alone goes in pieces
+            counts = np.minimum(
+                lengths - known, self._max_prefill_tokens
+            )  # a long prefix that is alone goes in pieces
             columns = known[:, None] + np.arange(counts.max()) - (counts.max() - counts)[:, None]
             pads = counts.max() - counts
             positions = np.maximum(columns, 0)
@@ -292,9 +298,13 @@ class TransformersEngine:
         uniforms = torch.tensor([job.uniforms[len(job.tokens)] for job in jobs], dtype=torch.float64)
         drawn, logprobs = sample(logits, temperatures.to(logits.device), uniforms.to(logits.device))
         ends: list[tuple[int, Finish, str]] = []
-        for row, (job, token, logprob) in enumerate(zip(jobs, drawn.tolist(), logprobs.tolist(), strict=True), first):
+        for row, (job, token, logprob) in enumerate(
+            zip(jobs, drawn.tolist(), logprobs.tolist(), strict=True), first
+        ):
             if not math.isfinite(logprob):
-                ends.append((row, "error", "the model's logits are not finite: its weights may have diverged"))
+                ends.append(
+                    (row, "error", "the model's logits are not finite: its weights may have diverged")
+                )
                 continue
             job.tokens.append(token)
             job.logprobs.append(logprob)
@@ -320,23 +330,6 @@ class TransformersEngine:
         self._rows.drop(last)
         self._active.pop()
         self._complete(job, finish, error)
-
-    def _keep(self, row: int) -> None:
-        """Copy a row to the kept ones: over one that it contains, else over the one longest out of use."""
-        if self._kept.max_rows == 0:
-            return
-        count = int(self._rows.filled[row])
-        target, common = self._kept.longest(self._rows.tokens[row, :count], 0, self._kept.max_rows)
-        if common < count:
-            if common == 0 or common < self._kept.filled[target]:
-                target = int(self._used.argmin())
-            try:
-                self._kept.reserve(target + 1, count)
-            except RuntimeError:  # no memory to spare
-                self._forget(free=True)
-                return
-            self._kept.take(target, self._rows, row, count)
-        self._used[target] = next(self._clock)
 
     def _fail(self, first: int, jobs: Sequence[_Job], error: Exception) -> None:
         """A forward pass over rows `first` … broke: its requests come back as errors, the others go on."""

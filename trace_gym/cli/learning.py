@@ -1,0 +1,200 @@
+"""`warmup`, `train`, `eval`: the commands that run a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trace_gym.cli.app import DebugOption, SetOption, app
+from trace_gym.config import EnvConfig, TrainConfig, dump_config, load_config
+from trace_gym.errors import ConfigError
+from trace_gym.observer import printable
+from trace_gym.plugins import algorithm_fields, make_algorithm, make_env
+from trace_gym.settings import setting
+
+if TYPE_CHECKING:
+    from trace_gym.evaluate import Evaluation
+    from trace_gym.runs import RunFolder
+
+__all__ = ["evaluate_command", "train_command", "warmup_command"]
+
+DEFAULT_ENV = EnvConfig().id
+
+
+@app.command("warmup")
+def warmup_command(
+    out: Annotated[Path, typer.Option(help="Folder for the policy.")] = Path("policy"),
+    env: Annotated[str, typer.Option(metavar="ID", help="Environment to demonstrate.")] = DEFAULT_ENV,
+    option: SetOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same policy.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Supervised updates; default: the module's.")
+    ] = None,
+) -> None:
+    """Make a small policy from imperfect demonstrations.
+
+    \b
+    Example:  trace-gym warmup --out policy --option difficulty=2
+    """
+    where = load_config(None, _environment(env, option)).env
+    made = make_env(where.id, where.options)
+    from trace_gym.display import LiveDisplay
+    from trace_gym.warmup import warmup
+
+    with LiveDisplay() as display:
+        metrics = warmup(
+            out, env=made, seed=seed, observer=display, **({} if steps is None else {"steps": steps})
+        )
+    facts = ", ".join(f"{name} {value:,.3g}" for name, value in metrics.items())
+    typer.echo(f"policy in {out} ({facts}); next: trace-gym train policy.path={out}")
+
+
+@app.command("train")
+def train_command(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG.yaml|KEY=VALUE]", help="A settings file and single settings; later ones win."
+        ),
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print all settings and stop.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train a policy with an algorithm in an environment.
+
+    \b
+    Examples:  trace-gym train policy.path=policy algorithm.group=16 budget.steps=50
+               trace-gym train run.yaml seed=1
+               trace-gym train --print-config > run.yaml
+    """
+    path, overrides = _file_and_overrides(settings or [])
+    config = _with_all_fields(load_config(path, overrides))
+    if print_config:
+        typer.echo(dump_config(config), nl=False)
+        return
+    from trace_gym.display import LiveDisplay
+    from trace_gym.train import train
+
+    with LiveDisplay() as display:
+        run = train(config, display)
+    typer.echo(_gain(run))
+    typer.echo(f"run folder: {run.path}")
+
+
+@app.command("eval")
+def evaluate_command(
+    policy: Annotated[str, typer.Argument(metavar="POLICY_OR_RUN", help="A policy's folder or a run's.")],
+    env: Annotated[
+        str | None, typer.Option(metavar="ID", help="Environment; default: the run's, or Math.")
+    ] = None,
+    option: SetOption = None,
+    split: Annotated[
+        str | None, typer.Option(help="The environment's split; default: the run's, or test.")
+    ] = None,
+    tasks: Annotated[int | None, typer.Option(min=1, help="Tasks, spread evenly over the split.")] = None,
+    draws: Annotated[int | None, typer.Option(min=1, help="Sampled rollouts per task.")] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="The likeliest token each time, one rollout.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same samples.")] = None,
+    setting_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A training setting, for its limits."),
+    ] = None,
+) -> None:
+    """Measure how often a policy succeeds.
+
+    \b
+    Examples:  trace-gym eval runs/train --tasks 500 --draws 4
+               trace-gym eval policy --env trace_gym/Math-v0 --option source=gsm8k.jsonl --greedy
+    """
+    from trace_gym.display import LiveDisplay
+    from trace_gym.evaluate import evaluate_policy
+
+    file, found = _policy_of(policy)
+    given = {"eval.split": split, "eval.tasks": tasks, "eval.draws": draws, "seed": seed}
+    overrides = [
+        *found,
+        *_environment(env, option),
+        *(setting(key, value) for key, value in given.items() if value is not None),
+        *(setting_ or []),
+    ]
+    config = load_config(file, overrides)
+    with LiveDisplay() as display:
+        result = evaluate_policy(config, greedy=greedy, observer=display)
+    typer.echo(
+        f"{config.policy.path} on {config.env.id}, split {config.eval.split}, {'greedy' if greedy else 'sampled'}"
+    )
+    typer.echo(printable(_summary(result)))
+
+
+# ---- words into settings --------------------------------------------------------------------------------------------
+
+
+def _file_and_overrides(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The config file among the words, if there is one, and the overrides."""
+    files = [word for word in words if "=" not in word or Path(word).is_file()]
+    if len(files) > 1:
+        raise ConfigError(f"{files[0]!r} and {files[1]!r}: give one config file; a setting is key=value")
+    return (Path(files[0]) if files else None), [word for word in words if word not in files]
+
+
+def _with_all_fields(config: TrainConfig) -> TrainConfig:
+    """The config with every field of its algorithm filled in, so that the run folder tells them all."""
+    fields = dict(config.algorithm)
+    name = str(fields.pop("name"))
+    return config.model_copy(
+        update={"algorithm": {"name": name, **algorithm_fields(make_algorithm(name, fields))}}
+    )
+
+
+def _environment(env: str | None, options: Sequence[str] | None) -> list[str]:
+    """Overrides for `--env` and `--option`; another environment does not inherit the options of the run's."""
+    chosen = [] if env is None else [setting("env", {"id": env})]
+    return chosen + [f"env.options.{option}" for option in options or []]
+
+
+def _policy_of(path: str) -> tuple[Path | None, list[str]]:
+    """The config file that goes with a policy's or a run's folder, if any, and the overrides that choose the policy."""
+    if not (Path(path) / "config.yaml").is_file():
+        return None, [setting("policy.path", path)]
+    from trace_gym.runs import RunFolder
+
+    run = RunFolder.open(path)
+    if not run.policy_folder.is_dir():
+        raise ConfigError(
+            f"{path} holds no policy yet: its training has not ended; name the policy it started from"
+        )
+    return run.path / "config.yaml", [setting("policy.path", str(run.policy_folder))]
+
+
+# ---- results into words ---------------------------------------------------------------------------------------------
+
+
+def _gain(run: RunFolder) -> str:
+    """Held-out success before and after."""
+    evals = [row for row in run.evals() if "eval_success" in row]
+    if not evals:
+        return "no evaluation (eval.tasks=0)"
+    before, after = evals[0], evals[-1]
+    names = {"eval_success": "held-out success", "eval_greedy_success": "greedy"}
+    return ", ".join(f"{text} {before[n]:.3f} -> {after[n]:.3f}" for n, text in names.items() if n in before)
+
+
+def _summary(result: Evaluation) -> str:
+    lines = [
+        f"success {result.success:.3f} (95 % interval {result.low:.3f} to {result.high:.3f}),"
+        f" {result.tasks} tasks, {result.rollouts} rollouts, {result.unscored} of them unscored",
+        f"format errors in {result.format_error_rate:.1%} of turns, {result.mean_turns:.1f} turns a rollout",
+    ]
+    width = max((len(name) for name in result.groups), default=0)
+    lines += [
+        f"  {name:<{width}}  {success:.3f}  ({tasks} tasks)"
+        for name, (tasks, success) in result.groups.items()
+    ]
+    return "\n".join(lines)

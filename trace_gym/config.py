@@ -1,0 +1,261 @@
+"""The settings of a run: frozen values, every one with its unit, its bounds and a sentence.
+
+A run is `load_config(file, overrides)`: the YAML file first, then `a.b=value` overrides in order. Invariant: a
+setting that is read was declared here, or by the algorithm or environment it is for; an unknown or impossible one is
+an error on one line that says where it came from. `dump_config` writes a file that loads back equal.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from trace_gym.errors import ConfigError
+from trace_gym.plugins import suggestion
+from trace_gym.settings import Settings, flow
+
+__all__ = [
+    "BudgetConfig",
+    "EngineConfig",
+    "EnvConfig",
+    "EvalConfig",
+    "LogConfig",
+    "OptimConfig",
+    "PolicyConfig",
+    "RolloutConfig",
+    "TrainConfig",
+    "dump_config",
+    "load_config",
+]
+
+FolderPath = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
+Options = dict[str, JsonValue]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class EnvConfig(_Section):
+    """Which environment the policy learns in."""
+
+    id: str = Field(
+        "trace_gym/Math-v0", min_length=1, description="gymnasium id; module:id imports the module first"
+    )
+    options: Options = Field({}, description="arguments of gymnasium.make, such as {difficulty: 3}")
+
+
+class PolicyConfig(_Section):
+    """The language model to train."""
+
+    path: FolderPath = Field(
+        "policy", description="Hugging Face model folder; `trace-gym warmup --out policy` makes one"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is one")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="precision of forward passes, weights stay float32; auto is bfloat16 on cuda"
+    )
+    template_args: Options = Field(
+        {}, description="arguments of the chat template, such as {enable_thinking: false}"
+    )
+
+
+class EngineConfig(_Section):
+    """What generates text."""
+
+    kind: Literal["transformers"] = Field("transformers", description="the engine")
+    max_batch: int = Field(128, ge=1, description="turns generated at a time")
+
+
+class RolloutConfig(_Section):
+    """How a step's trees are grown."""
+
+    prompts_per_step: int = Field(16, ge=1, description="tasks in a step's pool")
+    max_tokens: int = Field(64, ge=1, description="tokens sampled per turn, at most")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    turn_deadline_s: float = Field(
+        120.0, gt=0, description="seconds for generating one turn, queueing included"
+    )
+    env_deadline_s: float = Field(20.0, gt=0, description="seconds for one environment step")
+    threads: int = Field(4, ge=1, description="environment steps at a time")
+
+
+class OptimConfig(_Section):
+    """AdamW and how a step's tokens are cut up for it."""
+
+    lr: float = Field(3e-4, gt=0, description="learning rate after warm-up")
+    warmup_steps: int = Field(5, ge=0, description="optimiser steps of linear warm-up")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay per step, times lr")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.95), description="AdamW's two decay rates"
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    minibatches: int = Field(1, ge=1, description="optimiser steps per training step")
+    micro_batch_tokens: int = Field(
+        16384, ge=1, description="padded tokens per forward pass, at most (memory)"
+    )
+
+
+class BudgetConfig(_Section):
+    """When to stop: whatever limit is reached first. null is no limit; one at least must be set."""
+
+    steps: int | None = Field(None, ge=1, description="training steps")
+    policy_tokens: int | None = Field(None, ge=1, description="sampled tokens")
+    rollout_units: float | None = Field(None, gt=0, description="rollouts; one from a prefix counts half")
+    env_steps: int | None = Field(None, ge=1, description="environment steps")
+
+    @model_validator(mode="after")
+    def _one_at_least(self) -> Self:
+        if all(getattr(self, name) is None for name in type(self).model_fields):
+            raise ValueError("set one limit at least, such as budget.steps=100")
+        return self
+
+
+class EvalConfig(_Section):
+    """How success is measured before, during and after training."""
+
+    split: str = Field("test", min_length=1, description="the environment's split")
+    tasks: int = Field(256, ge=0, description="tasks, spread evenly over the split; 0 is no evaluation")
+    every_steps: int = Field(
+        0, ge=0, description="training steps between evaluations; 0 is before and after only"
+    )
+    draws: int = Field(1, ge=1, description="sampled rollouts per task")
+    greedy: bool = Field(True, description="measure greedy success too")
+
+
+class LogConfig(_Section):
+    """What the run folder keeps."""
+
+    trees_every_steps: int = Field(
+        1, ge=0, description="training steps between saved rollout trees; 0 is none"
+    )
+
+
+def _named(algorithm: Options) -> Options:
+    named = {"name": "grpo", **algorithm}  # so that `algorithm.group=4` alone is a setting of the default
+    if not isinstance(named["name"], str):
+        raise ValueError(
+            "the name is a word, such as algorithm.name=grpo (`trace-gym algorithms` lists them)"
+        )
+    return named
+
+
+class TrainConfig(_Section):
+    """A training run. The algorithm's fields are checked by `plugins.make_algorithm`, an option by its environment."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="every random stream of the run derives from it")
+    out: FolderPath = Field("runs", description="folder of run folders")
+    name: str = Field(
+        "train",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
+        max_length=100,
+        description="of the run folder; a number is added where it exists",
+    )
+    deterministic: bool = Field(
+        False, description="the same trees and weights each time, at some cost in speed"
+    )
+    env: EnvConfig = EnvConfig()
+    policy: PolicyConfig = PolicyConfig()
+    engine: EngineConfig = EngineConfig()
+    algorithm: Annotated[Options, AfterValidator(_named)] = Field(
+        {"name": "grpo"}, description="name and fields; `trace-gym algorithms` lists both"
+    )
+    rollout: RolloutConfig = RolloutConfig()
+    optim: OptimConfig = OptimConfig()
+    budget: BudgetConfig = BudgetConfig(policy_tokens=250_000)
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The settings in a YAML file (none: the defaults), changed by `a.b=value` overrides.
+
+    Raises `ConfigError` with one line per mistake: the file and its line, or the override, and what to write instead.
+    """
+    settings = Settings.read(path) if path is not None else Settings()
+    for text in overrides:
+        settings.override(text)
+    try:
+        return TrainConfig.model_validate(settings.values)
+    except ValidationError as error:
+        raise ConfigError(
+            "\n".join(_complaint(e, settings) for e in error.errors(include_url=False))
+        ) from error
+
+
+def dump_config(config: TrainConfig) -> str:
+    """YAML with a comment on every setting; `load_config` reads it back equal."""
+    return "\n".join(_dump(config, "")) + "\n"
+
+
+def _dump(section: BaseModel, indent: str) -> Iterator[str]:
+    plain = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield f"{indent}{name}:"
+            yield from _dump(value, indent + "  ")
+        elif isinstance(value, dict) and value:
+            yield f"{indent}{name}:  # {field.description}"
+            yield from (f"{indent}  {flow(key)}: {flow(part)}" for key, part in plain[name].items())
+        else:
+            yield f"{indent}{name}: {flow(plain[name])}  # {field.description}"
+
+
+# ---- complaints -----------------------------------------------------------------------------------------------------
+
+
+def _complaint(error: ErrorDetails, settings: Settings) -> str:
+    """One of pydantic's errors as a line for people."""
+    path = tuple(str(part) for part in error["loc"])
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        text = f"unknown key {key}{_suggest(path)} (`trace-gym train --print-config` lists all keys)"
+    elif error["type"] == "value_error":
+        text = f"{key}: {error['ctx']['error']}"
+    elif error["type"] in ("model_type", "dict_type"):
+        text = f"{key} is a section with keys such as {_example(path)}; it cannot be {_short(error['input'])}"
+    else:
+        text = f"{key}: {error['msg']}, not {_short(error['input'])}"
+    return f"{settings.origin(path)}{text}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _example(path: Sequence[str]) -> str:
+    key = ".".join(path)
+    if key == "algorithm":
+        return "algorithm.name"
+    return next((known for known in _known_keys() if known.startswith(key + ".")), f"{key}.NAME")
+
+
+def _suggest(path: Sequence[str]) -> str:
+    """The key meant, if there is a guess: by the same word elsewhere, by its description, by a similar spelling."""
+    known, key, word = _known_keys(), ".".join(path), path[-1]
+    if key in known:  # the dot is part of the word
+        return f"; in a file, write it nested: {word.replace('.', ': {', 1)}: …}}"
+    same = [other for other in known if other.rpartition(".")[2] == word]
+    described = [other for other, text in known.items() if word.replace("_", " ") in text]
+    for certain in (same, described):
+        if len(certain) == 1:
+            return f"; did you mean {certain[0]!r}?"
+    siblings = [other for other in known if other.rpartition(".")[0] == key.rpartition(".")[0]]
+    return suggestion(key, siblings) or suggestion(key, known)
+
+
+def _known_keys(section: type[BaseModel] = TrainConfig, prefix: str = "") -> dict[str, str]:
+    """Every key and its description."""
+    keys: dict[str, str] = {}
+    for name, field in section.model_fields.items():
+        keys[prefix + name] = field.description or ""
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys |= _known_keys(field.annotation, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,130 @@
+"""Rollout trees as a table, a row per node: readable by pandas, DuckDB and `datasets`, and back into trees.
+
+Invariant: `read_trees(tree_table(step, trees, credits))` gives trees equal to the ones kept, snapshots included; a
+table that breaks a rule of trees raises `TraceGymError` and never gives a tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
+from typing import Any, get_args
+
+import numpy as np
+import pyarrow as pa
+
+from trace_gym.algorithm import Credit
+from trace_gym.errors import SnapshotError, TraceGymError
+from trace_gym.ledger import Cost
+from trace_gym.snapshot import Snapshot
+from trace_gym.text import clean_text
+from trace_gym.tree import NO_PARENT, Node, Origin, Status, Tree
+
+__all__ = ["SCHEMA", "read_trees", "tree_table"]
+
+
+def _given(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+_TEXT = ("action", "observation", "state_key", "reason")
+_AS_IS = ("parent", "n_action", "policy_version", "reward", "status", "origin", "draw", "format_error")
+_COSTS = tuple(f.name for f in fields(Cost))
+
+SCHEMA = pa.schema(
+    [
+        _given("step", pa.int64()),
+        _given("tree", pa.int32()),  # place in the step's pool
+        _given("task_id", pa.string()),
+        _given("node", pa.int32()),
+        _given("parent", pa.int32()),  # -1 for the prompt
+        _given("tokens", pa.list_(_given("item", pa.int32()))),  # sampled, then the observation's
+        _given("n_action", pa.int32()),
+        _given("logprobs", pa.list_(_given("item", pa.float32()))),  # [n_action]
+        _given("policy_version", pa.int64()),
+        _given("action", pa.string()),
+        _given("observation", pa.string()),
+        pa.field("snapshot", pa.binary()),  # Snapshot.to_bytes()
+        _given("state_key", pa.string()),
+        _given("reward", pa.float64()),  # nan: not scored
+        _given("status", pa.string()),
+        _given("origin", pa.string()),
+        _given("draw", pa.int32()),
+        _given("reason", pa.string()),
+        _given("format_error", pa.bool_()),
+        *(_given(name, pa.float64() if name == "rollout_units" else pa.int64()) for name in _COSTS),
+        pa.field(
+            "advantage", pa.float64()
+        ),  # null: the tree got no credit; nan: the turn is left out of the loss
+        pa.field("weight", pa.float64()),
+    ]
+)
+
+
+def tree_table(step: int, trees: Mapping[str, Tree], credits: Mapping[str, Credit]) -> pa.Table:
+    """The step's trees and what they taught, by task, as a table of `SCHEMA`."""
+    rows = [
+        {"step": step, "tree": place, **row}
+        for place, (task, tree) in enumerate(trees.items())
+        for row in _tree_rows(tree, credits.get(task))
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _tree_rows(tree: Tree, credit: Credit | None) -> Iterator[dict[str, Any]]:
+    for index, node in enumerate(tree.nodes):
+        yield {
+            "task_id": clean_text(tree.task_id),
+            "node": index,
+            "tokens": node.tokens,
+            "logprobs": node.logprobs,
+            "snapshot": None if node.snapshot is None else node.snapshot.to_bytes(),
+            **{name: clean_text(getattr(node, name)) for name in _TEXT},
+            **{name: getattr(node, name) for name in _AS_IS},
+            **asdict(node.cost),
+            "advantage": None if credit is None else float(credit.advantage[index]),
+            "weight": None if credit is None else float(credit.weight[index]),
+        }
+
+
+def read_trees(table: pa.Table, name: str) -> list[Tree]:
+    """The trees in a table that `tree_table` made. `name` is the file, for errors. Raises `TraceGymError`."""
+    if not table.schema.equals(SCHEMA):
+        raise TraceGymError(
+            f"{name} does not have the columns of a tree file; it is no tree file or of another release"
+        )
+    trees: list[Tree] = []
+    for row in table.to_pylist():
+        place, index = row["tree"], row["node"]
+        if index == 0 and place == len(trees):
+            trees.append(Tree(row["task_id"]))
+        try:
+            _append(trees[-1] if place == len(trees) - 1 else None, row)
+        except (ValueError, SnapshotError) as error:
+            raise TraceGymError(f"{name} is corrupt at node {index} of tree {place}: {error}") from error
+    return trees
+
+
+def _append(tree: Tree | None, row: dict[str, Any]) -> None:
+    """Append the row's node. Checks what `Tree` and `Node` assert, for a file is no promise. Raises `ValueError`."""
+    if tree is None or row["node"] != len(tree) or row["task_id"] != tree.task_id:
+        raise ValueError("the rows are out of order")
+    if (row["parent"] == NO_PARENT) != (row["node"] == 0) or not NO_PARENT <= row["parent"] < row["node"]:
+        raise ValueError(f"it cannot have the parent {row['parent']}")
+    if row["parent"] != NO_PARENT and tree[row["parent"]].status != "running":
+        raise ValueError(f"its parent {row['parent']} is the end of an episode")
+    if len(row["logprobs"]) != row["n_action"] or row["n_action"] > len(row["tokens"]):
+        raise ValueError(
+            f"{row['n_action']} sampled tokens, {len(row['logprobs'])} log-probs, {len(row['tokens'])} tokens"
+        )
+    if row["status"] not in get_args(Status) or row["origin"] not in get_args(Origin):
+        raise ValueError(f"unknown status {row['status']!r} or origin {row['origin']!r}")
+    snapshot = row["snapshot"]
+    node = Node(
+        tokens=np.array(row["tokens"], dtype=np.int32),
+        logprobs=np.array(row["logprobs"], dtype=np.float32),
+        snapshot=None if snapshot is None else Snapshot.from_bytes(snapshot),
+        cost=Cost(**{name: row[name] for name in _COSTS}),
+        **{name: row[name] for name in (*_TEXT, *_AS_IS)},
+    )
+    tree.append(node)
