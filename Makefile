@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m trace_gym.cli demo
+	$(BIN)/trace-gym demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -2,19 +2,22 @@
 
     python -m trace_gym.benchmarks.speed_engine
 
-A tiny Llama from scratch, fp32. `generate` gets prompts of one length and no stop token, the case that suits it best; the
-`turns` column is what rollouts look like: ragged lengths, requests that end at different times, each followed by the next
-turn of its episode.
+A tiny Llama from scratch, fp32. The prompts are all of one length and there is no stop token, which suits `generate`
+best. The `turns` column is what rollouts look like: requests end at different times and are followed by the next turn.
 """
 
 import time
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from trace_gym.engine import Request
+from trace_gym.engine import IntArray, Request
 from trace_gym.engines.transformers import TransformersEngine
+
+Prompts = npt.NDArray[np.int64]  # [batch, PROMPT]
 
 PROMPT, NEW, TURNS, VOCABULARY = 64, 128, 4, 512
 
@@ -34,18 +37,20 @@ def tiny_llama() -> LlamaForCausalLM:
         bos_token_id=None,
         eos_token_id=None,
     )
-    return LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config)
+    model.eval()
+    return model
 
 
-def generate_speed(model: LlamaForCausalLM, prompts: np.ndarray) -> float:
+def generate_speed(model: LlamaForCausalLM, prompts: Prompts) -> float:
     config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=NEW, pad_token_id=0)
     ids = torch.from_numpy(prompts)
     start = time.perf_counter()
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
-    return (out.shape[1] - ids.shape[1]) * len(prompts) / (time.perf_counter() - start)
+    out: Any = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)  # type: ignore[misc]
+    return float(len(prompts) * (out.shape[1] - PROMPT) / (time.perf_counter() - start))
 
 
-def engine_speed(engine: TransformersEngine, prompts: np.ndarray) -> float:
+def engine_speed(engine: TransformersEngine, prompts: Prompts) -> float:
     engine.load((), version=0)  # an empty cache
     start = time.perf_counter()
     for seed, prompt in enumerate(prompts):
@@ -58,12 +63,12 @@ def engine_speed(engine: TransformersEngine, prompts: np.ndarray) -> float:
     return tokens / (time.perf_counter() - start)
 
 
-def turns_speed(engine: TransformersEngine, prompts: np.ndarray) -> float:
+def turns_speed(engine: TransformersEngine, prompts: Prompts) -> float:
     """Episodes of several turns of up to 64 tokens (32 on average); an observation of 16 tokens between turns."""
     engine.load((), version=0)
     rng, start, tokens, seed = np.random.default_rng(0), time.perf_counter(), 0, 0
     queue = [(prompt.astype(np.int32), TURNS) for prompt in prompts]
-    running: dict[int, tuple[np.ndarray, int]] = {}
+    running: dict[int, tuple[IntArray, int]] = {}
     while queue or running:
         for prefix, left in queue:
             seed += 1

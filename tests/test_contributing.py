@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from trace_gym import Ledger, Request, RunContext, ScriptedEngine
+from trace_gym import Ledger, Request, RunContext, ScriptedEngine, check_env
 from trace_gym.ledger import Budget
 from trace_gym.render import PlainRenderer
 from trace_gym.rollout import RolloutSettings, grow_trees, plant_trees
@@ -55,8 +55,6 @@ def test_the_example_expert_solves_every_task_with_a_turn_to_waste(examples: dic
 
 
 def test_the_example_environment_keeps_the_contract(examples: dict[str, ModuleType]) -> None:
-    from trace_gym.check import check_env
-
     check_env(examples["envs/total"].TotalEnv())
 
 

@@ -9,10 +9,12 @@
 import trace_gym.envs as _envs  # noqa: F401  (registers the environment ids)
 from trace_gym._version import __version__
 from trace_gym.algorithm import Algorithm, Branch, Credit, RunContext, StepContext
+from trace_gym.check import check_env
 from trace_gym.engine import Completion, Engine, Request, ScriptedEngine
 from trace_gym.env import ForkableEnv, Opening, Snapshot, Tool, Turn
 from trace_gym.errors import TraceGymError
 from trace_gym.ledger import Budget, Cost, Ledger
+from trace_gym.replay import ReplayEnv
 from trace_gym.tree import Node, Tree
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Ledger",
     "Node",
     "Opening",
+    "ReplayEnv",
     "Request",
     "RunContext",
     "ScriptedEngine",
@@ -37,4 +40,5 @@ __all__ = [
     "Tree",
     "Turn",
     "__version__",
+    "check_env",
 ]

@@ -36,7 +36,6 @@ class LiveDisplay:
     console: Console = field(default_factory=Console)
     _live: Live | None = None
     _metrics: dict[str, float] = field(default_factory=dict)  # the last step's row
-    _eval: dict[str, float] = field(default_factory=dict)  # the last evaluation's row
     _growing: str = ""  # how far the present step is
     _started: float = field(default_factory=time.monotonic)
     _last: float = 0.0  # when the live line was last drawn
@@ -64,7 +63,7 @@ class LiveDisplay:
             return
         grown = sum(len(tree) > 1 for tree in ctx.trees.values())
         tokens = f"{ledger.total.policy_tokens:,} tokens so far"
-        self._growing = f"step {ctx.step}: {grown} of {len(ctx.trees)} trees, {tokens}"
+        self._growing = f"{grown} of {len(ctx.trees)} trees, {tokens}"
         self._draw()
 
     def step(self, metrics: Mapping[str, float]) -> None:
@@ -75,7 +74,6 @@ class LiveDisplay:
             self._say("  ".join(f"{name} {value}" for name, value in self._cells().items()))
 
     def evaluated(self, metrics: Mapping[str, float]) -> None:
-        self._eval = dict(metrics)
         self._say(f"held-out success at step {_whole(metrics.get('step'))}: {_evaluation(metrics)}")
 
     def note(self, text: str) -> None:
@@ -130,12 +128,7 @@ class LiveDisplay:
             ProgressBar(total=1.0, completed=min(used, 1.0), width=BAR_CELLS),
             Text(self._growing, style="dim"),
         )
-        lines: list[Table | Text] = [table, bar]
-        if self._eval:
-            lines.append(
-                Text(f"held-out success at step {_whole(self._eval.get('step'))}: {_evaluation(self._eval)}")
-            )
-        return Group(*lines)
+        return Group(table, bar)
 
 
 def _evaluation(row: Mapping[str, float]) -> str:

@@ -52,7 +52,7 @@ class TextEncoder:
     def __init__(self, tokenizer: ChatTokenizer) -> None:
         self._tokenizer = tokenizer
         special, self.controls = _controls(tokenizer)
-        self._special = _Ban({i: text for i, text in special.items() if True})
+        self._special = _Ban({i: text for i, text in special.items() if text not in _TAGS})
         self._control = _Ban(self.controls)
         self._lead = self._find_lead(special)
 

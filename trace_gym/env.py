@@ -193,6 +193,13 @@ class ForkableEnv(gymnasium.Env[str, str], Generic[StateT]):
         """An action that leads towards success from the present state, if it is still solvable."""
         raise NotImplementedError
 
+    def novice_action(self, rng: np.random.Generator) -> str:
+        """What a fallible demonstrator does here, systematic mistakes included: what `trace-gym warmup` teaches.
+
+        Override it where an imperfect beginner makes a better start for reinforcement learning than the expert.
+        """
+        return self.expert_action()
+
     def instructions(self, state: StateT) -> str:
         """The system message. It may depend on the task, not on the turn."""
         return ""

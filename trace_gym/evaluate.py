@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trace_gym.algorithm import Algorithm, Branch, Credit, RunContext, StepContext
+from trace_gym.actor import Actor, build_actor
+from trace_gym.algorithm import Algorithm, Branch, Credit, Metrics, RunContext, StepContext
+from trace_gym.config import TrainConfig
 from trace_gym.engine import Engine
 from trace_gym.env import ForkableEnv
 from trace_gym.ledger import Budget, Cost, Ledger
@@ -17,7 +19,7 @@ from trace_gym.render import Renderer
 from trace_gym.rollout import RolloutSettings, grow_trees, plant_trees
 from trace_gym.tree import Tree
 
-__all__ = ["Evaluation", "evaluate", "summarise", "wilson"]
+__all__ = ["Evaluation", "evaluate", "evaluate_actor", "evaluate_policy", "evaluation_row", "summarise", "wilson"]
 
 WAVE = 256  # tasks grown at a time: bounds memory on long evaluations
 
@@ -85,6 +87,36 @@ def evaluate(
         )
         trees += ctx.trees.values()
     return replace(summarise(trees), cost=ledger.total)
+
+
+def evaluate_actor(actor: Actor, config: TrainConfig, *, greedy: bool, observer: Observer | None = None) -> Evaluation:
+    """The evaluation that `config.eval` asks for: the same tasks and seeds every time it is called."""
+    return evaluate(
+        actor.env,
+        actor.eval_tasks(config.eval.split, config.eval.tasks),
+        engine=actor.engine,
+        renderer=actor.renderer,
+        settings=actor.settings,
+        draws=config.eval.draws,
+        greedy=greedy,
+        seed=config.seed,
+        observer=observer,
+    )
+
+
+def evaluate_policy(config: TrainConfig, *, greedy: bool = False, observer: Observer | None = None) -> Evaluation:
+    """Load `config.policy` and evaluate it. Raises `ConfigError` for a policy or an environment that cannot be had."""
+    actor = build_actor(config)
+    try:
+        return evaluate_actor(actor, config, greedy=greedy, observer=observer)
+    finally:
+        actor.engine.close()
+
+
+def evaluation_row(prefix: str, evaluation: Evaluation) -> Metrics:
+    """The evaluation's numbers as metrics whose names begin with `prefix`."""
+    names = ("success", "low", "high", "format_error_rate", "mean_turns", "unscored")
+    return {f"{prefix}_{name}": float(getattr(evaluation, name)) for name in names}
 
 
 def summarise(trees: Sequence[Tree]) -> Evaluation:

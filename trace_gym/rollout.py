@@ -44,6 +44,7 @@ class RolloutSettings:
     turn_deadline_s: float = 120.0  # generating one turn, waiting in the engine's queue included
     env_deadline_s: float = 20.0  # one environment step
     threads: int = 4  # environment steps at a time
+    lockstep: bool = False  # wait for every environment step before the engine goes on: slower, but batches never vary
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,9 +296,12 @@ class _Loop:
         if not self.stepping:
             return
         start = time.perf_counter()
-        finished = self.workers.take(0.0 if self.sampling else TICK_S)
+        finished = self.workers.take(0.0 if self.sampling and not self.settings.lockstep else TICK_S)
+        while self.settings.lockstep and len(self.workers):
+            finished += self.workers.take(TICK_S)
+            self.check_deadlines()
         self.ledger.add_seconds("env_wait", time.perf_counter() - start)
-        for done in finished:
+        for done in sorted(finished, key=lambda done: done.key):
             self._stepped(self.stepping.pop(done.key), done)
 
     def _stepped(self, rollout: _Rollout, done: Done[_Step]) -> None:

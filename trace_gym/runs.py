@@ -141,7 +141,8 @@ class RunFolder:
     def _write(self, name: str, data: bytes) -> None:
         path = self.path / name
         try:
-            path.parent.mkdir(exist_ok=True)
+            if path.parent != self.path:
+                path.parent.mkdir(exist_ok=True)
             _write_whole(path, data)
         except OSError as error:
             reason = error.strerror or str(error)
@@ -192,13 +193,13 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 def _parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 
 
 def _read_parquet(path: Path) -> pa.Table:
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             return file.read()
     except (OSError, ValueError, pa.ArrowException) as error:
         brief = " ".join(str(error).split())[:200]

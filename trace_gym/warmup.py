@@ -97,11 +97,11 @@ def warmup(
     env: ForkableEnv[Any],
     seed: int = 0,
     steps: int = 900,
-    batch: int = 64,
+    batch: int = 32,
     demonstrations: int = 8000,
-    lr: float = 2e-3,
-    d_model: int = 128,
-    layers: int = 4,
+    lr: float = 3e-3,
+    d_model: int = 96,
+    layers: int = 3,
     observer: Observer | None = None,
 ) -> dict[str, float]:
     """Make tokenizer and model from demonstrations on the training split and save them in `out`. Returns final metrics."""
@@ -149,7 +149,7 @@ def _fit(
     renderer = ChatRenderer(tokenizer)
     rows = [demonstration_row(d, renderer, lambda text: tokenizer.encode(text, add_special_tokens=False)) for d in demos]
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr(0), betas=(0.9, 0.95), weight_decay=0.01)
-    updater = Updater(policy=Policy(model), optimizer=optimizer, lr=lr)
+    updater = Updater(policy=Policy(model), optimizer=optimizer, lr=lr, micro_batch_tokens=1024)
     algorithm, rng, loss = Supervised(), keyed_rng(seed, "supervised"), float("nan")
     for step in range(steps):
         chosen = [rows[i] for i in rng.choice(len(rows), size=min(batch, len(rows)), replace=False)]

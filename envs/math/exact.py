@@ -183,7 +183,7 @@ def root(value: Value, degree: int) -> tuple[Rational, bool]:
 
 def _whole_root(n: int, degree: int) -> int:
     """floor(n ** (1 / degree)) by Newton's method from above."""
-    if degree == 2:
+    if degree == 2 or n == 0:
         return math.isqrt(n)
     guess = 1 << -(-n.bit_length() // degree)
     while (better := ((degree - 1) * guess + n // guess ** (degree - 1)) // degree) < guess:

@@ -186,6 +186,13 @@ class OrderDependent(PurseEnv):
         return turn
 
 
+class HashedStart(PurseEnv):
+    """Seeds something by `hash`, which every process salts anew."""
+
+    def instructions(self, state: Purse) -> str:
+        return f"{super().instructions(state)} It has the number {hash(str(state.target))}."
+
+
 class WordOrder(PurseEnv):
     """Shows a set, whose order is another one in another process."""
 

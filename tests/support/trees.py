@@ -62,9 +62,13 @@ def random_trees(draw: st.DrawFn, max_nodes: int = 14, vocabulary: int = 40) -> 
         parent = draw(st.sampled_from(parents))
         sampled = draw(st.lists(token, min_size=0, max_size=4))
         status: Status = draw(st.sampled_from(["running", "running", "done", "truncated", "failed"]))
-        reward = float(draw(st.booleans())) if status == "done" else float("nan") if status == "failed" else 0.0
+        reward = (
+            float(draw(st.booleans())) if status == "done" else float("nan") if status == "failed" else 0.0
+        )
         shown = draw(st.lists(token, max_size=3)) if status == "running" else ()
-        index = add(tree, parent, sampled, shown, reward=reward, status=status, logprob=-draw(st.floats(0.1, 3.0)))
+        index = add(
+            tree, parent, sampled, shown, reward=reward, status=status, logprob=-draw(st.floats(0.1, 3.0))
+        )
         if status == "running":
             parents.append(index)
     return tree

@@ -62,7 +62,9 @@ class WalkEnv(ForkableEnv[Walk]):
         return "stop" if distance == 0 else "+" if distance > 0 else "-"
 
 
-def walker(choose: Callable[[np.random.Generator], str]) -> Callable[[Request, np.random.Generator], Sequence[int]]:
+def walker(
+    choose: Callable[[np.random.Generator], str],
+) -> Callable[[Request, np.random.Generator], Sequence[int]]:
     """A scripted policy that says what `choose` draws."""
     return lambda request, rng: RENDERER.encode(choose(rng))
 

@@ -137,7 +137,7 @@ class Episode:
         return f"task {self.task!r:.60}, seed {self.seed}, turn {turn}"
 
 
-Policy = Callable[[AnyEnv, int], str]
+Policy = Callable[[AnyEnv, Sequence[Shown]], str]  # given what was shown so far
 
 
 def play(env: AnyEnv, actions: Iterable[str]) -> list[Shown]:
@@ -151,13 +151,13 @@ def play(env: AnyEnv, actions: Iterable[str]) -> list[Shown]:
 
 
 def record(env: AnyEnv, task: str, seed: int, policy: Policy, *, max_turns: int = MAX_TURNS) -> Episode:
-    """Play one episode and keep everything. `policy` is given the environment and the turn."""
+    """Play one episode and keep everything."""
     shown = [Shown.first(env.reset(seed=seed, options={"task": task}))]
     actions: list[str] = []
     snapshots = [snapshot_if_allowed(env)]
     digests, keys = [_digest(snapshots[0])], [env.state_key()]
     while not shown[-1].ended and len(actions) < max_turns:
-        actions.append(policy(env, len(actions)))
+        actions.append(policy(env, shown))
         shown += play(env, actions[-1:])
         snapshots.append(snapshot_if_allowed(env))
         digests.append(_digest(snapshots[-1]))
@@ -180,7 +180,7 @@ def _digest(snapshot: Snapshot | None) -> str:
 # ---- policies ----------------------------------------------------------------------------------------------
 
 
-def expert(env: AnyEnv, turn: int) -> str:
+def expert(env: AnyEnv, shown: Sequence[Shown]) -> str:
     """The scripted solution. Raises `Unexercised` where the environment has none."""
     try:
         return env.expert_action()
@@ -190,28 +190,27 @@ def expert(env: AnyEnv, turn: int) -> str:
 
 def scripted(episode: Episode) -> Policy:
     """What was done in `episode`."""
-    return lambda env, turn: episode.actions[turn]
+    return lambda env, shown: episode.actions[len(shown) - 1]
 
 
-def stumbling(env: AnyEnv, turn: int) -> str:
+def stumbling(env: AnyEnv, shown: Sequence[Shown]) -> str:
     """A wasted turn, then the scripted solution."""
-    return GARBAGE[0] if turn == 0 else expert(env, turn)
+    return GARBAGE[0] if len(shown) == 1 else expert(env, shown)
 
 
-def wandering(rng: np.random.Generator) -> Policy:
-    """Some of everything: the scripted solution, tool calls with arguments of the right types, and garbage."""
+def wandering(rng: np.random.Generator, skill: float, known: Sequence[str]) -> Policy:
+    """With chance `skill` the scripted solution; else a tool call with arguments of the right types, a word that
+    was shown, a `known` action from another situation, or garbage."""
 
-    def act(env: AnyEnv, turn: int) -> str:
-        calls = tool_calls(env, rng)
-        kind = rng.random()
-        if kind < 0.5:
-            try:
-                return expert(env, turn)
-            except (Unexercised, TraceGymError):  # there is none, or none any more
-                pass
-        if kind < 0.85 and calls:
-            return calls[int(rng.integers(len(calls)))].text
-        return GARBAGE[int(rng.integers(len(GARBAGE)))]
+    def act(env: AnyEnv, shown: Sequence[Shown]) -> str:
+        if rng.random() < skill:
+            with contextlib.suppress(Unexercised, TraceGymError):  # there is no solution, or none any more
+                return expert(env, shown)
+        calls = [call.text for call in tool_calls(env, rng)]
+        words = [word.strip(".,:;?!") for word in str(shown[-1].observation).split()[:50]]
+        kinds = [kind for kind in (calls, words, known, GARBAGE) if kind]
+        kind = kinds[int(rng.integers(len(kinds)))]
+        return kind[int(rng.integers(len(kind)))]
 
     return act
 
@@ -303,12 +302,16 @@ class Subject:
         return self._recorded
 
     def _record(self) -> tuple[list[Episode], Exception | None]:
-        rng, episodes, failure = np.random.default_rng(SEED), [], None
-        for task in self.some_tasks():
-            policies = (expert, stumbling, wandering(rng), wandering(rng))
-            for seed, policy in enumerate(policies, start=SEED):
+        rng = np.random.default_rng(SEED)
+        episodes: list[Episode] = []
+        failure: Exception | None = None
+        tasks = self.some_tasks()
+        for way in (expert, stumbling, 0.6, 0.1):
+            known = sorted({action for episode in episodes for action in episode.actions})
+            policy = wandering(rng, way, known) if isinstance(way, float) else way
+            for task in tasks:
                 try:
-                    episodes.append(record(self.env, task, seed, policy))
+                    episodes.append(record(self.env, task, SEED + len(episodes), policy))
                 except Unexercised:
                     continue
                 except Exception as error:

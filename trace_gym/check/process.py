@@ -1,4 +1,4 @@
-"""The other process of `check_env`: make the environment there, restore snapshots into it and go on.
+"""The other process of `check_env`: make the environment there, reset it or restore snapshots, and go on.
 
 What travels is how to import the class, plain arguments, snapshot bytes and actions; never pickled objects.
 """
@@ -35,10 +35,12 @@ class Recipe(msgspec.Struct, frozen=True):
 
 
 class Course(msgspec.Struct, frozen=True):
-    """A snapshot and what to do from there."""
+    """What to do from a snapshot, or from a reset where there is none."""
 
-    snapshot: bytes
+    task: str
+    seed: int
     actions: tuple[str, ...]
+    snapshot: bytes | None = None
 
 
 class _Job(msgspec.Struct, frozen=True):
@@ -47,7 +49,7 @@ class _Job(msgspec.Struct, frozen=True):
 
 
 class _Result(msgspec.Struct, frozen=True):
-    """`shown` [courses][1 + actions]: after restore and after each action; `keys` [courses]: the last state_key."""
+    """`shown` [courses][1 + actions]: first and after each action; `keys` [courses]: the last state_key."""
 
     not_made: str = ""
     failed: str = ""
@@ -94,7 +96,7 @@ def _resolve(module: str, name: str) -> Any:
 
 
 def continue_elsewhere(recipe: Recipe, courses: Sequence[Course]) -> tuple[list[list[Shown]], list[str]]:
-    """Run `courses` in a new process. Raises `Unexercised` when the environment cannot be made there."""
+    """Run `courses` in a new process, last first. Raises `Unexercised` where it cannot make the environment."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     job = msgspec.msgpack.encode(_Job(recipe, list(courses)))
     try:
@@ -136,11 +138,14 @@ def _run(job: _Job) -> _Result:
     except Exception as error:
         return _Result(not_made=f"{type(error).__name__}: {error}")
     shown, keys = [], []
-    for course in job.courses:
+    for course in reversed(job.courses):  # so that what episodes leave behind is something else than here
         try:
-            start = Shown.first(env.restore(Snapshot.from_bytes(course.snapshot)))
-            shown.append([start, *play(env, course.actions)])
+            if course.snapshot is None:
+                start = env.reset(seed=course.seed, options={"task": course.task})
+            else:
+                start = env.restore(Snapshot.from_bytes(course.snapshot))
+            shown.append([Shown.first(start), *play(env, course.actions)])
             keys.append(env.state_key())
         except Exception as error:
             return _Result(failed=f"{type(error).__name__}: {error}")
-    return _Result(shown=shown, keys=keys)
+    return _Result(shown=shown[::-1], keys=keys[::-1])

@@ -44,7 +44,7 @@ def plain_state(subject: Subject) -> None:
     expect(
         declared.__struct_config__.frozen, f"{declared.__name__} is not frozen: declare it with frozen=True"
     )
-    subject.env.reset(options={"task": subject.some_tasks()[0]})
+    subject.env.reset(seed=0, options={"task": subject.some_tasks()[0]})
     subject.env.snapshot().to_bytes()
     for episode, turn, snapshot in _forks(subject):
         kind = type(snapshot.state).__name__
@@ -77,7 +77,7 @@ def restore_from_bytes(subject: Subject) -> None:
 
 
 @rule
-def restore_in_new_instance(subject: Subject) -> None:
+def new_instance(subject: Subject) -> None:
     """A new instance, restored to a snapshot, shows the same and goes on the same."""
     for episode in subject.episodes:
         env = subject.new()
@@ -86,16 +86,22 @@ def restore_in_new_instance(subject: Subject) -> None:
 
 
 @rule
-def restore_in_new_process(subject: Subject) -> None:
-    """A new process, restored to a snapshot, shows the same and goes on the same."""
+def new_process(subject: Subject) -> None:
+    """A new process, reset or restored to a snapshot, shows the same and goes on the same."""
     recipe = recipe_of(subject)
-    places = list(_forks(subject))
-    courses = [Course(snapshot.to_bytes(), episode.actions[turn:]) for episode, turn, snapshot in places]
-    results, keys = continue_elsewhere(recipe, courses)
-    for (episode, turn, _), shown, key in zip(places, results, keys, strict=True):
+    resets = [(episode, 0, None) for episode in subject.episodes]
+    places = [*resets, *_forks(subject)]
+    results, keys = continue_elsewhere(recipe, [_course_elsewhere(*place) for place in places])
+    for (episode, turn, snapshot), shown, key in zip(places, results, keys, strict=True):
+        how = "restored to" if snapshot else "reset to"
         if different := difference(shown, _expected(episode, turn), turn=turn):
-            raise Broken(f"restored to {episode.at(turn)}: {different}{_hint(subject.env, episode)}")
-        expect(key == episode.keys[-1], f"{episode.at(turn)}: state_key() differs at the end")
+            raise Broken(f"{how} {episode.at(turn)}: {different}{_hint(subject.env, episode)}")
+        expect(key == episode.keys[-1], f"{how} {episode.at(turn)}: state_key() differs at the end")
+
+
+def _course_elsewhere(episode: Episode, turn: int, snapshot: Snapshot | None) -> Course:
+    data = snapshot.to_bytes() if snapshot else None
+    return Course(episode.task, episode.seed, episode.actions[turn:], data)
 
 
 @rule
@@ -287,6 +293,8 @@ def _changed_fields(left: Snapshot, right: Snapshot) -> Iterator[str]:
 
 def _hint(env: AnyEnv, episode: Episode) -> str:
     """The attributes that an episode changes beside the state: likely what a restore cannot bring back."""
+    if type(env).resume is not ForkableEnv.resume:  # it drives something that stands in its attributes
+        return ""
     before = _attributes(env)
     with contextlib.suppress(Exception):
         env.reset(seed=episode.seed + 1, options={"task": episode.task})

@@ -38,7 +38,10 @@ class Shape:
 
 
 class Rows:
-    """Storage that grows: `keys`, `values` [layers, rows, heads, columns, dim], `tokens` [rows, columns], `filled` [rows]."""
+    """Storage that grows.
+
+    `keys`, `values`: [layers, rows, heads, columns, dim]; `tokens`: [rows, columns]; `filled`: [rows].
+    """
 
     def __init__(self, shape: Shape, max_rows: int, max_columns: int) -> None:
         self.shape, self.max_rows, self.max_columns = shape, max_rows, max_columns
@@ -118,7 +121,7 @@ class Rows:
 
 
 class KeptRows(Rows):
-    """Rows that nobody samples into: a bounded store in which the longest unused gives way. It may be emptied at any time."""
+    """Rows that nobody samples into, of which the one longest out of use gives way. Any may vanish at any time."""
 
     def __init__(self, shape: Shape, max_rows: int, max_columns: int) -> None:
         self.used: LongArray = np.zeros(max_rows, dtype=np.int64)  # [max_rows] time of the last use; 0: empty
@@ -143,7 +146,7 @@ class KeptRows(Rows):
         self.used[row] = self._time
 
     def keep(self, source: Rows, source_row: int) -> None:
-        """Copy a row: over one that it contains, else over the one longest out of use, or not at all if one contains it."""
+        """Copy a row, unless one contains it: over one that it contains, else over the one longest out of use."""
         count = int(source.filled[source_row])
         if self.max_rows == 0 or count == 0:
             return

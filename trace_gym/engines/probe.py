@@ -1,8 +1,8 @@
 """Whether this engine can run a model, found out before the first request instead of from wrong samples after it.
 
-The engine hands a model explicit positions, an explicit mask and a cache of its own. A model that ignores one of them runs
-without an error and samples from the wrong distribution, so a few tokens are computed both ways and compared. What only
-shows further on, such as a window that attention is cut to, is read from the configuration.
+The engine hands a model explicit positions, an explicit mask and a cache of its own. A model that ignores one of them
+runs without an error and samples from the wrong distribution, so a few tokens are computed both ways and compared. What
+only shows further on, such as a window that attention is cut to, is read from the configuration.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def forward(
     positions: LongArray,
     pads: LongArray | None = None,
 ) -> torch.Tensor:
-    """Logits [m, V] after the last token of each row from `first` on; `ids` [m, Q], the rest as for `RaggedCache.place`."""
+    """Logits [m, V] after the last of the new tokens `ids` [m, Q] of m rows; the rest as for `RaggedCache.place`."""
     mask = cache.place(first, positions, pads)
     out = model(
         input_ids=torch.from_numpy(ids).to(mask.device),
@@ -96,7 +96,7 @@ def forward(
 
 
 def probe(model: nn.Module) -> Shape:
-    """The shape of the model's keys and values. Raises `EngineError` naming what the engine cannot do with the model."""
+    """The shape of the model's keys and values. Raises `EngineError` saying why the engine cannot run the model."""
     device = _device(model)
     config = text_config(model)
     attention = getattr(config, "_attn_implementation", "sdpa")

@@ -13,9 +13,9 @@ __all__ = ["sample"]
 def sample(
     logits: torch.Tensor, temperatures: torch.Tensor, uniforms: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens [B] and their log-probabilities [B] (float64) from logits [B, V], temperatures [B] and uniforms [B] in [0, 1).
+    """Tokens [B] and log-probabilities [B] (float64) from logits [B, V], temperatures [B] and uniforms [B] in [0, 1).
 
-    A token of probability zero is never drawn. A row whose logits hold NaN, or nothing finite, gets a NaN log-probability.
+    A token of probability zero is never drawn. A row whose logits hold NaN or +inf, or nothing finite, gets a NaN.
     """
     greedy = temperatures == 0
     weights = logits.to(torch.float64, copy=True)

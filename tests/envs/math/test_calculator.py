@@ -1,5 +1,6 @@
 """The calculator is exact, bounded, fast, and executes nothing."""
 
+import json
 import math
 import operator
 import re
@@ -73,6 +74,7 @@ from trace_gym.envs.math.expression import MAX_CHARS, MAX_DEPTH
         ("sqrt(sqrt(2)^2-2)", "0"),
         ("cbrt(-27)", "-3"),
         ("root(32, 5)", "2"),
+        ("cbrt(0)", "0"),
         ("root(10,10)", "1.25892541179"),
         ("2pi", "6.28318530718"),
         ("abs(-3/4)", "0.75"),
@@ -340,6 +342,15 @@ def test_quadratic_equations(a: int, b: int, c: int) -> None:
     assert len(found) == (discriminant > 0) + (discriminant >= 0)
     for x in found:
         assert math.isclose(a * x * x + b * x + c, 0, abs_tol=1e-6)
+
+
+def test_the_calculations_in_real_problems(shared_data: Path) -> None:
+    """GSM8K's answers carry their steps as `<<48/2=24>>`."""
+    steps = []
+    for line in (shared_data / "gsm8k_train_1000.jsonl").read_text().splitlines():
+        steps += re.findall(r"<<(.*?)=(.*?)>>", json.loads(line)["answer"])
+    assert len(steps) > 3000
+    assert [(step, result) for step, result in steps if calculate(step) != calculate(result)] == []
 
 
 def test_they_take_microseconds() -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trace_gym.check import check_env
 from trace_gym.env import Snapshot
 from trace_gym.envs.actions import format_answer, format_call
 from trace_gym.envs.math.env import MathEnv, MathState
@@ -255,6 +256,15 @@ def test_different_situations_have_different_keys() -> None:
         key_after("hm", format_answer("no")),
     ]
     assert len(set(different)) == len(different)
+
+
+def test_it_keeps_the_whole_contract(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"question": "What is 2*3+1?", "answer": "<<2*3=6>> <<6+1=7>> #### 7"}) + "\n")
+    for env in ("trace_gym/Math-v0", gymnasium.make("trace_gym/Math-v0", source=str(path), split="all")):
+        report = check_env(cast(Any, env))
+        assert len(report.exercised) >= 25
+        assert set(report.unexercised) <= {"fresh-noise"}, "nothing is random after reset"
 
 
 # ---- demonstrators ---------------------------------------------------------------------------------------
