@@ -37,7 +37,7 @@ def sections(config: BaseModel) -> list[BaseModel]:
 def test_the_defaults_need_no_file() -> None:
     config = load_config()
     assert config.env.id == "trace_gym/Math-v0" and config.algorithm == {"name": "grpo"}
-    assert config.budget.policy_tokens == 250_000 and config.optim.betas == (0.9, 0.95)
+    assert config.budget.policy_tokens == 250_000
 
 
 def test_every_setting_is_described_and_sections_are_frozen_and_strict() -> None:
@@ -71,6 +71,8 @@ def test_a_setting_of_the_algorithm_keeps_the_default_name() -> None:
 def test_rollout_settings_are_named_as_the_loop_names_them() -> None:
     config, settings = RolloutConfig(), RolloutSettings()
     for field in fields(RolloutSettings):
+        if field.name == "lockstep":  # follows from `deterministic`
+            continue
         assert getattr(config, field.name) == getattr(settings, field.name)
 
 

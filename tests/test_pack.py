@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.trees import add, prompt_tree, random_trees, star
 
-from trace_gym.algorithm import Credit
+from tests.support.trees import add, prompt_tree, random_trees, star
+from trace_gym.algorithm import Credit, Normalise
 from trace_gym.pack import flatten, token_weights
 from trace_gym.tree import Tree
 
@@ -19,7 +19,9 @@ def credit_of(tree: Tree, advantages: Any = None) -> Credit:
 
 
 @given(random_trees(), st.data())
-def test_every_trained_token_enters_exactly_once_with_its_own_numbers(tree: Tree, data: st.DataObject) -> None:
+def test_every_trained_token_enters_exactly_once_with_its_own_numbers(
+    tree: Tree, data: st.DataObject
+) -> None:
     marks = [float(data.draw(st.sampled_from([0.0, 1.0, -2.0, float("nan")]))) for _ in tree.nodes]
     credit = credit_of(tree, marks)
     weights = {"t": np.where(np.isnan(credit.advantage), 0.0, np.arange(1.0, len(tree) + 1))}
@@ -58,11 +60,14 @@ def test_rows_without_gradient_are_left_out_unless_kept() -> None:
 
 @given(random_trees())
 def test_token_weights_sum_to_one_over_the_step(tree: Tree) -> None:
-    for normalise in ("token", "sequence"):
+    modes: list[Normalise] = ["token", "sequence"]
+    for normalise in modes:
         credit = Credit(np.where(np.isnan(tree.values()), np.nan, 1.0), np.ones(len(tree)))
-        weights = token_weights({"t": tree}, {"t": credit}, normalise)["t"]  # type: ignore[arg-type]
+        weights = token_weights({"t": tree}, {"t": credit}, normalise)["t"]
         mass = sum(w * n.n_action for w, n in zip(weights, tree.nodes, strict=True))
-        sampled = sum(n.n_action for n, c in zip(tree.nodes, credit.advantage, strict=True) if not np.isnan(c))
+        sampled = sum(
+            n.n_action for n, c in zip(tree.nodes, credit.advantage, strict=True) if not np.isnan(c)
+        )
         if normalise == "token" and sampled:
             assert mass == pytest.approx(1.0)
         assert np.isfinite(weights).all()

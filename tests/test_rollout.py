@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.walk import RENDERER, WalkEnv, random_walk, walker
 
+from tests.support.walk import RENDERER, WalkEnv, random_walk, walker
 from trace_gym.algorithm import Algorithm, Branch, Credit, RunContext, StepContext
 from trace_gym.engine import Completion, Request, ScriptedEngine
 from trace_gym.errors import EngineError, PluginError
@@ -72,7 +72,13 @@ def grow(
     run = RunContext(seed=seed, tasks=env.tasks("train"))
     ctx = plant_trees(env, run.tasks, RENDERER, run, 0, budget or Budget())
     return grow_trees(
-        algorithm, ctx, engine=engine, renderer=RENDERER, env=env, settings=settings, ledger=ledger or Ledger()
+        algorithm,
+        ctx,
+        engine=engine,
+        renderer=RENDERER,
+        env=env,
+        settings=settings,
+        ledger=ledger or Ledger(),
     )
 
 
@@ -105,9 +111,15 @@ def test_every_path_is_exactly_what_the_model_saw(seed: int, burst: int) -> None
 
 @pytest.mark.parametrize("algorithm", [Star, ForkMidway, Resample])
 @given(orders=st.lists(st.integers(0, 2**31), min_size=2, max_size=2), seed=st.integers(0, 50))
-def test_the_order_of_completions_does_not_change_the_trees(algorithm: type[Plan], orders: list[int], seed: int) -> None:
+def test_the_order_of_completions_does_not_change_the_trees(
+    algorithm: type[Plan], orders: list[int], seed: int
+) -> None:
     grown = [
-        grow(algorithm(), ScriptedEngine(walker(random_walk), shuffle=np.random.default_rng(o), burst=2), seed=seed)
+        grow(
+            algorithm(),
+            ScriptedEngine(walker(random_walk), shuffle=np.random.default_rng(o), burst=2),
+            seed=seed,
+        )
         for o in orders
     ]
     for one, other in zip(grown[0].trees.values(), grown[1].trees.values(), strict=True):
@@ -122,7 +134,10 @@ def test_another_seed_gives_other_trees() -> None:
 def test_draws_of_one_node_differ_in_policy_and_in_environment_noise() -> None:
     env = WalkEnv(slip=0.5)
     ctx = grow(Star(), ScriptedEngine(walker(lambda rng: "+")), env=env)
-    paths = {tuple(ctx.trees["3"][i].observation for i in ctx.trees["3"].path(leaf)) for leaf in ctx.trees["3"].leaves()}
+    paths = {
+        tuple(ctx.trees["3"][i].observation for i in ctx.trees["3"].path(leaf))
+        for leaf in ctx.trees["3"].leaves()
+    }
     assert len(paths) > 1  # same actions everywhere, so only the environment's noise can tell them apart
 
 
@@ -168,7 +183,9 @@ def test_a_token_budget_is_never_exceeded(limit: int, seed: int, burst: int) -> 
     started = sum(len(t.leaves()) for t in ctx.trees.values())
     assert started + ctx.refused == 12
     worst = SETTINGS.max_tokens * 8
-    assert ctx.refused == 0 or limit - ctx.purse.spent.policy_tokens < worst  # refused only what might not fit
+    assert (
+        ctx.refused == 0 or limit - ctx.purse.spent.policy_tokens < worst
+    )  # refused only what might not fit
 
 
 def test_a_unit_budget_is_spent_exactly_in_planning_order() -> None:
@@ -209,7 +226,9 @@ def test_an_environment_that_raises_fails_its_leaf_alone() -> None:
 def test_an_environment_that_hangs_is_censored_at_its_deadline() -> None:
     start = time.perf_counter()
     settings = dataclasses.replace(SETTINGS, env_deadline_s=0.2)
-    ctx = grow(Star(), ScriptedEngine(walker(lambda rng: "hang")), settings=settings, env=WalkEnv(turn_limit=2))
+    ctx = grow(
+        Star(), ScriptedEngine(walker(lambda rng: "hang")), settings=settings, env=WalkEnv(turn_limit=2)
+    )
     assert time.perf_counter() - start < 5
     assert {node.status for node in unscored(ctx.trees)} == {"censored"}
     assert len(unscored(ctx.trees)) == 12
@@ -248,7 +267,9 @@ def test_a_request_that_fails_alone_fails_one_leaf() -> None:
     class Flaky(ScriptedEngine):
         def _complete(self, request_id: int) -> Completion:
             done = super()._complete(request_id)
-            return dataclasses.replace(done, finish="error", error="out of memory") if request_id == 2 else done
+            return (
+                dataclasses.replace(done, finish="error", error="out of memory") if request_id == 2 else done
+            )
 
     ctx = grow(Star(), Flaky(walker(random_walk)))
     (node,) = unscored(ctx.trees)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from hypothesis import given
-from tests.support.trees import add, prompt_tree, random_trees, star
 
+from tests.support.trees import add, prompt_tree, random_trees, star
 from trace_gym.ledger import Cost
 from trace_gym.tree import NO_PARENT, Tree, same_tree
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.support.trees import add, prompt_tree, star
 
+from tests.support.trees import add, prompt_tree, star
 from trace_gym.algorithm import Algorithm
 from trace_gym.algorithms.grpo import GRPO
 from trace_gym.engine import IntArray
@@ -161,7 +161,9 @@ def test_loss_and_gradient_equal_an_independent_calculation(
 
 def test_the_gradient_raises_the_better_rollout(model: Any) -> None:
     net = copy.deepcopy(model)
-    updater = Updater(Policy(net), torch.optim.SGD(net.parameters(), lr=0.01), lr=lambda n: 0.01, max_grad_norm=1e9)
+    updater = Updater(
+        Policy(net), torch.optim.SGD(net.parameters(), lr=0.01), lr=lambda n: 0.01, max_grad_norm=1e9
+    )
     tree = two_rollouts()
     good, bad = tree.leaves()
     before = [float(slow_logprobs(net, tree.tokens(leaf)).detach()[-3:].sum()) for leaf in (good, bad)]
@@ -174,7 +176,9 @@ def test_sgd_step_is_minus_lr_times_the_gradient(model: Any) -> None:
     net = copy.deepcopy(model)
     gradient = torch.autograd.grad(reference_loss(net, net, two_rollouts(), GRPO()), list(net.parameters()))
     before = [p.detach().clone() for p in net.parameters()]
-    updater = Updater(Policy(net), torch.optim.SGD(net.parameters(), lr=0.5), lr=lambda n: 0.5, max_grad_norm=1e9)
+    updater = Updater(
+        Policy(net), torch.optim.SGD(net.parameters(), lr=0.5), lr=lambda n: 0.5, max_grad_norm=1e9
+    )
     metrics = updater.update(GRPO(), rows_of(two_rollouts(), GRPO()), np.random.default_rng(0))
     for p, b, g in zip(net.parameters(), before, gradient, strict=True):
         torch.testing.assert_close(p.detach(), b - 0.5 * g, atol=1e-5, rtol=1e-4)

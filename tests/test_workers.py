@@ -55,8 +55,13 @@ def test_a_job_that_overruns_is_abandoned_and_its_thread_replaced() -> None:
 
 def test_waiting_in_the_queue_does_not_count_towards_the_deadline() -> None:
     workers: Workers[int] = Workers(1)
+
+    def slow() -> int:
+        time.sleep(0.15)
+        return 0
+
     for key in (1, 2, 3):
-        workers.put(key, lambda: time.sleep(0.15) or 0)
+        workers.put(key, slow)
     time.sleep(0.1)
     assert workers.overdue(0.3) == []
     assert len(drain(workers, 3)) == 3

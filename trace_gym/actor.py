@@ -48,7 +48,9 @@ def build_actor(config: TrainConfig) -> Actor:
     device = pick_device(config.policy.device)
     model, tokenizer = load_policy_folder(config.policy.path, dtype=torch.float32, device=device)
     model.eval()
-    limits = {f.name: getattr(config.rollout, f.name) for f in fields(RolloutSettings) if f.name != "lockstep"}
+    limits = {
+        f.name: getattr(config.rollout, f.name) for f in fields(RolloutSettings) if f.name != "lockstep"
+    }
     return Actor(
         model=model,
         tokenizer=tokenizer,

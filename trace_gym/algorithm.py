@@ -56,7 +56,9 @@ class RunContext:
     seed: int
     tasks: Sequence[str]  # the training split
     vocabulary: int = 0
-    embeddings: Callable[[], FloatArray] | None = None  # the policy's input embeddings [vocabulary, d], fetched when called
+    embeddings: Callable[[], FloatArray] | None = (
+        None  # the policy's input embeddings [vocabulary, d], fetched when called
+    )
 
 
 @dataclass(slots=True)
@@ -69,7 +71,9 @@ class StepContext:
     purse: Purse = field(default_factory=lambda: Purse(Budget()))
     idle: tuple[str, ...] = ()  # trees whose last planned rollout has just ended, in pool order
     refused: int = 0  # planned rollouts that the budget no longer covered
-    oracle: Callable[[Snapshot], float] | None = None  # the exact success probability, where the environment knows it
+    oracle: Callable[[Snapshot], float] | None = (
+        None  # the exact success probability, where the environment knows it
+    )
 
     @property
     def pool(self) -> tuple[str, ...]:
@@ -98,7 +102,9 @@ class LossBatch(Protocol):
     advantage: torch.Tensor
     weight: torch.Tensor  # includes the normaliser: a step's losses are sums, whatever the micro-batches
     behaviour: torch.Tensor  # log-probs that the engine sampled under
-    old: torch.Tensor | None  # the trainer's log-probs before the step's first update; None where they are the present ones
+    old: (
+        torch.Tensor | None
+    )  # the trainer's log-probs before the step's first update; None where they are the present ones
     reference: torch.Tensor | None  # log-probs of the frozen reference policy; None without a KL term
 
 
@@ -113,7 +119,9 @@ class Algorithm:
     normalise: Normalise = "token"  # see `pack.token_weights`
     constant_tokens: int = 256  # tokens a rollout counts for when `normalise` is "constant"
     kl: float = 0.0  # weight of the KL term against the starting policy
-    mismatch_cap: float = 2.0  # cap of the importance weight between trainer and engine; 0 switches the correction off
+    mismatch_cap: float = (
+        2.0  # cap of the importance weight between trainer and engine; 0 switches the correction off
+    )
 
     def start(self, ctx: RunContext) -> None:
         """Once, before the first step."""

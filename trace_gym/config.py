@@ -92,7 +92,7 @@ class OptimConfig(_Section):
     warmup_steps: int = Field(5, ge=0, description="optimiser steps of linear warm-up")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay per step, times lr")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.95), description="AdamW's two decay rates"
+        (0.9, 0.999), description="AdamW's two decay rates"
     )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     minibatches: int = Field(1, ge=1, description="optimiser steps per training step")

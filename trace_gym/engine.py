@@ -119,7 +119,8 @@ class ScriptedEngine:
         done = [self._complete(request_id) for request_id in ids[: self.burst]]
         none = np.zeros(0)
         done += [
-            Completion(i, none.astype(np.int32), none.astype(np.float32), "aborted", self.version) for i in self._aborted
+            Completion(i, none.astype(np.int32), none.astype(np.float32), "aborted", self.version)
+            for i in self._aborted
         ]
         self._aborted.clear()
         return done
@@ -131,7 +132,9 @@ class ScriptedEngine:
         stopped = len(tokens) > 0 and int(tokens[-1]) in request.stop
         logprobs = np.full(len(tokens), self.logprob, dtype=np.float32)
         finish: Finish = "stop" if stopped else "length"
-        return Completion(request_id, tokens, logprobs, finish, self.version, processed_tokens=len(request.tokens))
+        return Completion(
+            request_id, tokens, logprobs, finish, self.version, processed_tokens=len(request.tokens)
+        )
 
     def abort(self, request_id: int) -> None:
         if self._waiting.pop(request_id, None) is not None:
@@ -146,5 +149,3 @@ class ScriptedEngine:
 
     def close(self) -> None:
         self._waiting.clear()
-
-

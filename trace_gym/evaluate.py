@@ -19,7 +19,15 @@ from trace_gym.render import Renderer
 from trace_gym.rollout import RolloutSettings, grow_trees, plant_trees
 from trace_gym.tree import Tree
 
-__all__ = ["Evaluation", "evaluate", "evaluate_actor", "evaluate_policy", "evaluation_row", "summarise", "wilson"]
+__all__ = [
+    "Evaluation",
+    "evaluate",
+    "evaluate_actor",
+    "evaluate_policy",
+    "evaluation_row",
+    "summarise",
+    "wilson",
+]
 
 WAVE = 256  # tasks grown at a time: bounds memory on long evaluations
 
@@ -36,8 +44,10 @@ class Evaluation:
     high: float
     format_error_rate: float  # share of turns that the environment could not parse
     mean_turns: float
-    groups: dict[str, tuple[int, float]] = field(default_factory=dict)  # (tasks, success) by the task id up to its last "/"
-    cost: Cost = Cost()
+    groups: dict[str, tuple[int, float]] = field(
+        default_factory=dict
+    )  # (tasks, success) by the task id up to its last "/"
+    cost: Cost = field(default_factory=Cost)
 
 
 @dataclass(kw_only=True)
@@ -89,7 +99,9 @@ def evaluate(
     return replace(summarise(trees), cost=ledger.total)
 
 
-def evaluate_actor(actor: Actor, config: TrainConfig, *, greedy: bool, observer: Observer | None = None) -> Evaluation:
+def evaluate_actor(
+    actor: Actor, config: TrainConfig, *, greedy: bool, observer: Observer | None = None
+) -> Evaluation:
     """The evaluation that `config.eval` asks for: the same tasks and seeds every time it is called."""
     return evaluate(
         actor.env,
@@ -104,7 +116,9 @@ def evaluate_actor(actor: Actor, config: TrainConfig, *, greedy: bool, observer:
     )
 
 
-def evaluate_policy(config: TrainConfig, *, greedy: bool = False, observer: Observer | None = None) -> Evaluation:
+def evaluate_policy(
+    config: TrainConfig, *, greedy: bool = False, observer: Observer | None = None
+) -> Evaluation:
     """Load `config.policy` and evaluate it. Raises `ConfigError` for a policy or an environment that cannot be had."""
     actor = build_actor(config)
     try:

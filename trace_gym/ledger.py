@@ -16,7 +16,9 @@ from trace_gym.errors import BudgetError
 __all__ = ["CONTINUATION_UNITS", "ROOT_UNITS", "Budget", "Cost", "Ledger", "Purse"]
 
 ROOT_UNITS = 1.0  # a rollout from the prompt
-CONTINUATION_UNITS = 0.5  # a rollout from a prefix inside one: half a rollout on average (TRACE, arXiv 2606.11119)
+CONTINUATION_UNITS = (
+    0.5  # a rollout from a prefix inside one: half a rollout on average (TRACE, arXiv 2606.11119)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,10 @@ class Budget:
 
     def covers(self, cost: Cost) -> bool:
         """Whether `cost` fits within every limit."""
-        return all((limit := getattr(self, f.name)) is None or getattr(cost, f.name) <= limit + 1e-9 for f in fields(self))
+        return all(
+            (limit := getattr(self, f.name)) is None or getattr(cost, f.name) <= limit + 1e-9
+            for f in fields(self)
+        )
 
 
 @dataclass(slots=True)

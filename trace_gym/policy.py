@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from trace_gym.pack import Row
 
@@ -43,7 +43,7 @@ class TensorBatch:
         length = max(len(row) for row in rows)
 
         def padded(name: str, dtype: type) -> torch.Tensor:
-            out = np.zeros((len(rows), length), dtype=dtype)
+            out: np.ndarray[Any, Any] = np.zeros((len(rows), length), dtype=dtype)
             for line, row in zip(out, rows, strict=True):
                 line[: len(row)] = getattr(row, name)
             return torch.from_numpy(out).to(device)
@@ -71,7 +71,7 @@ def micro_batches(rows: Sequence[Row], max_tokens: int) -> Iterator[list[int]]:
 class Policy:
     """A causal language model and how to read log-probs off it."""
 
-    def __init__(self, model: nn.Module, *, temperature: float = 1.0, autocast: torch.dtype | None = None) -> None:
+    def __init__(self, model: Any, *, temperature: float = 1.0, autocast: torch.dtype | None = None) -> None:
         self.model = model
         self.temperature = temperature
         self.autocast = autocast
@@ -84,8 +84,8 @@ class Policy:
         """
         wanted = wanted[:, 1:]
         with self._precision():
-            hidden = self.model.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state  # type: ignore[operator,union-attr]
-            logits = self.model.get_output_embeddings()(hidden[wanted])  # type: ignore[operator]
+            hidden = self.model.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
+            logits = self.model.get_output_embeddings()(hidden[wanted])
         logits = logits.float() / self.temperature
         picked = logits.gather(-1, tokens[:, 1:][wanted].unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
         out = torch.zeros(tokens.shape, device=tokens.device, dtype=picked.dtype)

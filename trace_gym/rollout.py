@@ -12,6 +12,7 @@ which completions arrive. What breaks becomes a `failed` or `censored` leaf with
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -44,7 +45,9 @@ class RolloutSettings:
     turn_deadline_s: float = 120.0  # generating one turn, waiting in the engine's queue included
     env_deadline_s: float = 20.0  # one environment step
     threads: int = 4  # environment steps at a time
-    lockstep: bool = False  # wait for every environment step before the engine goes on: slower, but batches never vary
+    lockstep: bool = (
+        False  # wait for every environment step before the engine goes on: slower, but batches never vary
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,12 @@ class _Rollout:
 
 
 def plant_trees(
-    env: ForkableEnv[Any], tasks: Sequence[str], renderer: Renderer, run: RunContext, step: int, budget: Budget
+    env: ForkableEnv[Any],
+    tasks: Sequence[str],
+    renderer: Renderer,
+    run: RunContext,
+    step: int,
+    budget: Budget,
 ) -> StepContext:
     """The step's pool: one tree per task, holding its prompt alone. Raises `TaskError` for an unknown task.
 
@@ -141,7 +149,13 @@ class _Loop:
         settings: RolloutSettings,
         ledger: Ledger,
     ) -> None:
-        self.ctx, self.engine, self.renderer, self.settings, self.ledger = ctx, engine, renderer, settings, ledger
+        self.ctx, self.engine, self.renderer, self.settings, self.ledger = (
+            ctx,
+            engine,
+            renderer,
+            settings,
+            ledger,
+        )
         self.prototype = env
         self.spare_envs: list[ForkableEnv[Any]] = []
         self.waiting: deque[_Rollout] = deque()
@@ -149,7 +163,9 @@ class _Loop:
         self.stepping: dict[int, _Rollout] = {}  # by job key
         self.jobs = 0
         self.workers: Workers[_Step] = Workers(settings.threads)
-        self.open: dict[str, list[_Rollout]] = {}  # rollouts planned since the tree was last idle, in planning order
+        self.open: dict[
+            str, list[_Rollout]
+        ] = {}  # rollouts planned since the tree was last idle, in planning order
         self.unfinished: dict[str, int] = {}
         self.newly_idle: list[str] = []
         self.engine_error = ""
@@ -184,9 +200,13 @@ class _Loop:
         if tree is None:
             raise PluginError(f"plan() asked for task {task!r}, which is not in the step's pool")
         if not 0 <= node < len(tree) or tree[node].status != "running" or tree[node].snapshot is None:
-            raise PluginError(f"plan() asked for node {node} of {task!r}, which no rollout can continue; see Tree.anchors()")
+            raise PluginError(
+                f"plan() asked for node {node} of {task!r}, which no rollout can continue; see Tree.anchors()"
+            )
         if branch.count < 1:
-            raise PluginError(f"plan() asked for {branch.count} rollouts of {task!r}; a branch has at least one")
+            raise PluginError(
+                f"plan() asked for {branch.count} rollouts of {task!r}; a branch has at least one"
+            )
         pending = self.open.setdefault(task, [])
         first = sum(n.parent == node for n in tree.nodes) + sum(r.node == node for r in pending)
         prefix = tree.tokens(node)
@@ -266,9 +286,9 @@ class _Loop:
             self.sampling.clear()
             return
         for completion in completions:
-            rollout = self.sampling.pop(completion.request_id, None)  # type: ignore[assignment]
-            if rollout is not None:  # else it was given up at its deadline
-                self.answer(rollout, completion)
+            asked = self.sampling.pop(completion.request_id, None)
+            if asked is not None:  # else it was given up at its deadline
+                self.answer(asked, completion)
 
     def answer(self, rollout: _Rollout, completion: Completion) -> None:
         """Start the environment step that answers a sampled turn."""
@@ -326,7 +346,13 @@ class _Loop:
             self.retire(rollout)
 
     def _node(
-        self, rollout: _Rollout, *, status: Status, shown: IntArray = NO_TOKENS, step: _Step | None = None, reason: str = ""
+        self,
+        rollout: _Rollout,
+        *,
+        status: Status,
+        shown: IntArray = NO_TOKENS,
+        step: _Step | None = None,
+        reason: str = "",
     ) -> Node:
         """The present turn as a node. Without a step it was not answered, so its reward is unknown."""
         done = rollout.completion
@@ -412,11 +438,15 @@ def _take_step(env: ForkableEnv[Any], action: str, start_from: Snapshot | None, 
     observation, reward, terminated, truncated, info = env.step(action)
     snapshot = None
     if not (terminated or truncated):
-        try:
+        with contextlib.suppress(IrreversibleError):  # the rollout goes on; the node is no anchor
             snapshot = env.snapshot()
-        except IrreversibleError:
-            pass  # the rollout goes on; the node is no anchor
     status: Status = "done" if terminated else "truncated" if truncated else "running"
     return _Step(
-        observation, info["role"], float(reward), status, snapshot, env.state_key(), bool(info.get("format_error", False))
+        observation,
+        info["role"],
+        float(reward),
+        status,
+        snapshot,
+        env.state_key(),
+        bool(info.get("format_error", False)),
     )

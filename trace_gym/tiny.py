@@ -83,7 +83,6 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTok
         eos_token=END,
         pad_token=PAD,
         chat_template=TEMPLATE,
-        model_max_length=MAX_POSITIONS,
         clean_up_tokenization_spaces=False,
     )
 

@@ -165,9 +165,8 @@ def _metrics(
 
 def _used(ledger: Ledger, budget: Budget, steps: int | None, step: int) -> float:
     """The largest share used of any limit, 0 to 1."""
-    shares = [
-        getattr(ledger.total, f.name) / limit for f in fields(budget) if (limit := getattr(budget, f.name)) is not None and limit > 0
-    ]
+    limits = {f.name: getattr(budget, f.name) for f in fields(budget)}
+    shares = [float(getattr(ledger.total, name) / limit) for name, limit in limits.items() if limit]
     return max([*shares, (step + 1) / steps if steps else 0.0])
 
 
@@ -175,7 +174,9 @@ def _evaluate(actor: Actor, config: TrainConfig, run: RunFolder, observer: Obser
     """Sampled success, and greedy success where asked for, on the evaluation split; the same tasks and seeds each time."""
     if not config.eval.tasks:
         return
-    row = {"step": float(step)} | evaluation_row("eval", evaluate_actor(actor, config, greedy=False, observer=observer))
+    row = {"step": float(step)} | evaluation_row(
+        "eval", evaluate_actor(actor, config, greedy=False, observer=observer)
+    )
     if config.eval.greedy:
         row |= evaluation_row("eval_greedy", evaluate_actor(actor, config, greedy=True, observer=observer))
     run.append_eval(row)

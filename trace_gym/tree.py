@@ -49,10 +49,16 @@ class Node:
     format_error: bool = False  # the environment could not parse the action
 
     def __post_init__(self) -> None:
-        assert len(self.logprobs) == self.n_action <= len(self.tokens), (len(self.logprobs), self.n_action, len(self.tokens))
+        assert len(self.logprobs) == self.n_action <= len(self.tokens), (
+            len(self.logprobs),
+            self.n_action,
+            len(self.tokens),
+        )
 
     @classmethod
-    def prompt(cls, tokens: IntArray, observation: str, snapshot: Snapshot | None, *, state_key: str = "") -> Node:
+    def prompt(
+        cls, tokens: IntArray, observation: str, snapshot: Snapshot | None, *, state_key: str = ""
+    ) -> Node:
         """Node 0."""
         return cls(
             parent=NO_PARENT,
@@ -186,7 +192,9 @@ class Tree:
 
     def anchors(self) -> list[int]:
         """Nodes a continuation can start from, the prompt excluded: running and with a snapshot."""
-        return [i for i, n in enumerate(self.nodes) if i > 0 and n.status == "running" and n.snapshot is not None]
+        return [
+            i for i, n in enumerate(self.nodes) if i > 0 and n.status == "running" and n.snapshot is not None
+        ]
 
     def cost(self) -> Cost:
         """What the whole tree cost."""
@@ -207,11 +215,23 @@ class Tree:
 
 def same_tree(one: Tree, other: Tree) -> bool:
     """Whether two trees are identical in everything but snapshots' identity: same nodes in the same order."""
-    return len(one) == len(other) and all(_same_node(a, b) for a, b in zip(one.nodes, other.nodes, strict=True))
+    return len(one) == len(other) and all(
+        _same_node(a, b) for a, b in zip(one.nodes, other.nodes, strict=True)
+    )
 
 
 def _same_node(a: Node, b: Node) -> bool:
-    plain: Sequence[str] = ("parent", "n_action", "action", "observation", "state_key", "status", "origin", "draw", "reason")
+    plain: Sequence[str] = (
+        "parent",
+        "n_action",
+        "action",
+        "observation",
+        "state_key",
+        "status",
+        "origin",
+        "draw",
+        "reason",
+    )
     return (
         all(getattr(a, name) == getattr(b, name) for name in plain)
         and np.array_equal(a.tokens, b.tokens)

@@ -40,7 +40,9 @@ class Updater:
             return {"loss": 0.0, "grad_norm": 0.0, "lr": self.lr(self.updates), "skipped_updates": 1.0}
         parts = np.array_split(rng.permutation(len(rows)), min(self.minibatches, len(rows)))
         chosen = [[rows[i] for i in part] for part in parts]
-        batches = [list(self._batches(part, with_old=len(parts) > 1)) for part in chosen]  # log-probs before the first step
+        batches = [
+            list(self._batches(part, with_old=len(parts) > 1)) for part in chosen
+        ]  # log-probs before the first step
         totals: defaultdict[str, float] = defaultdict(float)
         for group in batches:
             for name, value in self._step(algorithm, group, scale=len(parts)).items():
@@ -68,7 +70,7 @@ class Updater:
         for batch in batches:
             logprobs = self.policy.logprobs(batch.tokens, batch.weight > 0)
             loss, extra = algorithm.loss(logprobs, batch)
-            (loss * scale).backward()  # type: ignore[no-untyped-call]
+            (loss * scale).backward()
             metrics["loss"] += float(loss.detach()) * scale
             share = float(batch.weight.sum()) / mass if mass > 0 else 0.0
             for name, value in extra.items():

@@ -104,7 +104,7 @@ def warmup(
     layers: int = 3,
     observer: Observer | None = None,
 ) -> dict[str, float]:
-    """Make tokenizer and model from demonstrations on the training split and save them in `out`. Returns final metrics."""
+    """Make tokenizer and model from demonstrations on the training split and save them in `out`; returns metrics."""
     observer = observer or Silent()
     demos = _demonstrations(env, demonstrations, seed)
     rate = float(np.mean([d.success for d in demos]))
@@ -112,16 +112,36 @@ def warmup(
     tokenizer = make_tokenizer(text for d in demos for text in (*(o for _, o in d.shown), *d.actions))
     model = make_model(tokenizer, d=d_model, layers=layers, seed=seed)
     loss = _fit(model, tokenizer, demos, warm_up_and_decay(lr, 50, steps), steps, batch, seed, observer)
-    about = {"seed": seed, "steps": steps, "batch": batch, "demonstrations": len(demos), "lr": lr, "env": env.env_id}
+    about = {
+        "seed": seed,
+        "steps": steps,
+        "batch": batch,
+        "demonstrations": len(demos),
+        "lr": lr,
+        "env": env.env_id,
+    }
     save(out, model, tokenizer)
-    (out / "warmup.json").write_text(json.dumps(about | {"loss": loss, "demonstrator_success": rate}, indent=1))
-    return {"loss": loss, "demonstrator_success": rate, "parameters": float(sum(p.numel() for p in model.parameters()))}
+    (out / "warmup.json").write_text(
+        json.dumps(about | {"loss": loss, "demonstrator_success": rate}, indent=1)
+    )
+    return {
+        "loss": loss,
+        "demonstrator_success": rate,
+        "parameters": float(sum(p.numel() for p in model.parameters())),
+    }
 
 
 def more_supervised(
-    policy: Path, out: Path, *, env: ForkableEnv[Any], seed: int, steps: int, batch: int = 64, lr: float = 3e-4
+    policy: Path,
+    out: Path,
+    *,
+    env: ForkableEnv[Any],
+    seed: int,
+    steps: int,
+    batch: int = 64,
+    lr: float = 3e-4,
 ) -> None:
-    """`steps` further supervised updates on fresh demonstrations: the control that reinforcement learning is held against."""
+    """`steps` further supervised updates on fresh demonstrations: the control for reinforcement learning."""
     model, tokenizer = load_policy_folder(str(policy), dtype=torch.float32, device=torch.device("cpu"))
     demos = _demonstrations(env, steps * batch, derive_seed(seed, "more"))
     _fit(model, tokenizer, demos, lambda updates: lr, steps, batch, seed, Silent())
@@ -133,7 +153,9 @@ def _demonstrations(env: ForkableEnv[Any], count: int, seed: int) -> list[Demons
     tasks = env.tasks("train")
     chosen = rng.permutation(len(tasks))
     ids = [tasks[chosen[i % len(tasks)]] for i in range(count)]
-    return [demonstrate(env, task, rng, seed=derive_seed(seed, "demonstration", i)) for i, task in enumerate(ids)]
+    return [
+        demonstrate(env, task, rng, seed=derive_seed(seed, "demonstration", i)) for i, task in enumerate(ids)
+    ]
 
 
 def _fit(
@@ -147,7 +169,11 @@ def _fit(
     observer: Observer,
 ) -> float:
     renderer = ChatRenderer(tokenizer)
-    rows = [demonstration_row(d, renderer, lambda text: tokenizer.encode(text, add_special_tokens=False)) for d in demos]
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)  # type: ignore[no-any-return]
+
+    rows = [demonstration_row(d, renderer, encode) for d in demos]
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr(0), betas=(0.9, 0.95), weight_decay=0.01)
     updater = Updater(policy=Policy(model), optimizer=optimizer, lr=lr, micro_batch_tokens=1024)
     algorithm, rng, loss = Supervised(), keyed_rng(seed, "supervised"), float("nan")

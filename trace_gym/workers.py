@@ -89,7 +89,9 @@ class Workers(Generic[T]):
     def overdue(self, deadline_s: float) -> list[int]:
         """Keys of jobs that have run longer than `deadline_s`; they are abandoned and their threads replaced."""
         now = time.monotonic()
-        late = [k for k, job in self._open.items() if job.started is not None and now - job.started > deadline_s]
+        late = [
+            k for k, job in self._open.items() if job.started is not None and now - job.started > deadline_s
+        ]
         for key in late:
             self._open.pop(key).abandoned = True
             self._start_thread()

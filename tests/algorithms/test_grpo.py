@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from hypothesis import given
-from tests.support.trees import add, prompt_tree, random_trees, star
 
+from tests.support.trees import add, prompt_tree, random_trees, star
 from trace_gym.algorithm import Branch, RunContext, StepContext
 from trace_gym.algorithms.grpo import GRPO, group_advantage
 from trace_gym.tree import Tree

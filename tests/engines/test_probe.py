@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,11 @@ GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 LOCAL = {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4, "window_size": 8}
 
 
-def make(kind: str, attention: str = "sdpa", **settings: Any) -> Any:
+def make(kind: str, attention: str = "", **settings: Any) -> Any:
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **(SMALL | settings))
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    choice = {"attn_implementation": attention} if attention else {}
+    return AutoModelForCausalLM.from_config(config, **choice).eval()
 
 
 @pytest.mark.parametrize(
@@ -122,9 +124,11 @@ def test_the_context_is_as_long_as_attention_is_full() -> None:
     ):
         with pytest.raises(EngineError, match=message):
             context_limit(model, asked)
-    model.config.max_position_embeddings = None
+    silent = torch.nn.Linear(2, 2)
+    silent.config = SimpleNamespace()  # type: ignore[assignment]
+    assert context_limit(silent, 10_000) == 10_000
     with pytest.raises(EngineError, match="pass max_context"):
-        context_limit(model, None)
+        context_limit(silent, None)
     long = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32}
     model.config.rope_parameters = long | {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     assert context_limit(model, None) == 32

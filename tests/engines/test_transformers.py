@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,7 @@ LOGPROB_ERROR = 1e-4  # of fp32, see the module under test
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def make_model(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
+def make_model(seed: int = 0, device: str = "cpu", **changes: Any) -> LlamaForCausalLM:
     """A random Llama with grouped queries, its weights large enough for attention to matter."""
     torch.manual_seed(seed)
     settings: dict[str, Any] = {
@@ -48,6 +40,7 @@ def make_model(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
     }
     model = LlamaForCausalLM(LlamaConfig(**(settings | changes)))
     model.eval()
+    torch.nn.Module.to(model, device)
     return model
 
 
@@ -81,8 +74,10 @@ def logits_of(model: LlamaForCausalLM, tokens: IntArray) -> torch.Tensor:
     """Logits [n, V] of one plain pass over a sequence, without a cache or a mask."""
     device = next(model.parameters()).device
     with torch.no_grad():
-        out = model(input_ids=torch.from_numpy(tokens.astype(np.int64))[None].to(device), use_cache=False)
-    return out.logits[0].float().cpu()  # type: ignore[no-any-return]
+        out: Any = model(
+            input_ids=torch.from_numpy(tokens.astype(np.int64))[None].to(device), use_cache=False
+        )
+    return out.logits[0].float().cpu()
 
 
 def logprob_error(model: LlamaForCausalLM, request: Request, completion: Completion) -> float:
@@ -98,7 +93,7 @@ def logprob_error(model: LlamaForCausalLM, request: Request, completion: Complet
 
 @devices
 def test_greedy_equals_generate_on_ragged_prompts(device: str) -> None:
-    model = make_model().to(device)
+    model = make_model(device=device)
     engine = TransformersEngine(model, max_batch=4)
     prompts = prefixes(1, [1, 17, 5, 40, 9])
     requests = [Request(p, max_tokens=20, seed=0, temperature=0.0) for p in prompts]
@@ -116,7 +111,7 @@ def test_greedy_equals_generate_on_ragged_prompts(device: str) -> None:
 @devices
 def test_a_random_load_has_the_log_probs_of_a_plain_pass(device: str) -> None:
     """Forks, next turns, strangers and aborted requests join a small batch at random times; the cache is too small."""
-    model = make_model().to(device)
+    model = make_model(device=device)
     engine = TransformersEngine(model, max_batch=5, max_context=80, max_prefill_tokens=30, kept_rows=3)
     rng = np.random.default_rng(2)
     seen = prefixes(3, [12, 30, 1])
@@ -255,7 +250,7 @@ def test_abort_returns_what_there_is(model: LlamaForCausalLM) -> None:
 
 @devices
 def test_the_next_turn_and_its_forks_compute_only_what_is_new(device: str) -> None:
-    model = make_model().to(device)
+    model = make_model(device=device)
     engine = TransformersEngine(model)
     (prompt,) = prefixes(10, [40])
     (first,) = complete(engine, Request(prompt, max_tokens=10, seed=0))
@@ -290,7 +285,7 @@ def test_waiting_requests_are_served_in_order(model: LlamaForCausalLM) -> None:
     engine = TransformersEngine(model, max_batch=2)
     (prompt,) = prefixes(14, [30])
     ids = [engine.submit(Request(prompt, max_tokens=5, seed=i)) for i in range(7)]
-    order = []
+    order: list[int] = []
     while len(order) < len(ids):
         order += sorted(c.request_id for c in engine.poll(0.0))
     assert order == ids
@@ -328,7 +323,7 @@ def test_a_shared_model_is_left_as_the_trainer_had_it() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             assert parameter.grad is not None
-            parameter -= 0.5 * parameter.grad
+            parameter.sub_(0.5 * parameter.grad)
     engine.load(model.named_parameters(), 1)
     (after,) = complete(engine, request)
     model.eval()

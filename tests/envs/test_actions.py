@@ -168,9 +168,9 @@ def test_surrogates_and_control_characters_are_replaced() -> None:
 )
 def test_a_megabyte_takes_linear_time(piece: str, frame: str) -> None:
     text = frame.replace("{}", piece * (2**20 // len(piece)))
-    start = time.perf_counter()
+    start = time.process_time()
     parse_action(text)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 json_values = st.recursive(

@@ -14,6 +14,7 @@ import numpy as np
 
 from trace_gym.env import ForkableEnv, Info, Opening, Snapshot, Tool, Turn
 from trace_gym.errors import TaskError
+from trace_gym.snapshot import plain_bytes
 
 OPEN = Tool(name="open", description="Open the purse.", parameters={"type": "object", "properties": {}})
 PUT = Tool(
@@ -299,6 +300,14 @@ class TakesAnything(PurseEnv):
         pass
 
 
+class CrashesOnDamage(PurseEnv):
+    def restore(self, snapshot: Snapshot, *, seed: int | None = None) -> tuple[str, Info]:
+        state = msgspec.msgpack.decode(
+            plain_bytes(snapshot.state, ""), type=Purse
+        )  # msgspec's own error escapes
+        return super().restore(msgspec.structs.replace(snapshot, state=state), seed=seed)
+
+
 class ForksToItself(PurseEnv):
     def fork(self) -> "ForksToItself":
         return self
@@ -335,6 +344,17 @@ class InfoAliased(PurseEnv):
     def _info(self, now: Snapshot) -> Info:
         info: Info = {**now.extra, "task_id": now.task_id, "role": now.role}
         return info if now.success is None else {**info, "success": now.success}
+
+
+class RepeatsInfo(PurseEnv):
+    """Returns one and the same dict every time."""
+
+    def _info(self, now: Snapshot) -> Info:
+        if not hasattr(self, "kept"):
+            self.kept: Info = {}
+        self.kept.clear()
+        self.kept.update(super()._info(now))
+        return self.kept
 
 
 class NoSuccess(PurseEnv):
@@ -383,6 +403,13 @@ class NoRoom(SteadyPurseEnv):
             target -= max(coin for coin in (1, 2, 5) if coin <= target)
             turns += 1
         return turns
+
+
+class CannotReset(PurseEnv):
+    def begin(self, task_id: str, rng: np.random.Generator) -> Opening[Purse]:
+        if task_id in self.tasks("test"):
+            raise TaskError("the test split has no data")
+        return super().begin(task_id, rng)
 
 
 class LostExpert(PurseEnv):

@@ -207,7 +207,7 @@ def wandering(rng: np.random.Generator, skill: float, known: Sequence[str]) -> P
             with contextlib.suppress(Unexercised, TraceGymError):  # there is no solution, or none any more
                 return expert(env, shown)
         calls = [call.text for call in tool_calls(env, rng)]
-        words = [word.strip(".,:;?!") for word in str(shown[-1].observation).split()[:50]]
+        words = [word.strip(".,:;?!") for one in shown for word in str(one.observation).split()[:50]]
         kinds = [kind for kind in (calls, words, known, GARBAGE) if kind]
         kind = kinds[int(rng.integers(len(kinds)))]
         return kind[int(rng.integers(len(kind)))]
@@ -306,7 +306,7 @@ class Subject:
         episodes: list[Episode] = []
         failure: Exception | None = None
         tasks = self.some_tasks()
-        for way in (expert, stumbling, 0.6, 0.1):
+        for way in (expert, stumbling, 0.5, 0.0):
             known = sorted({action for episode in episodes for action in episode.actions})
             policy = wandering(rng, way, known) if isinstance(way, float) else way
             for task in tasks:

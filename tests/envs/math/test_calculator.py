@@ -260,10 +260,10 @@ def test_hostile_arguments_cost_and_do_nothing(tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     for text in hostile(marker):
         for attempt in (calculate, lambda text: solve(f"{text} = x", "x"), lambda text: solve("x = 1", text)):
-            start = time.perf_counter()
+            start = time.process_time()
             with pytest.raises(CalculatorError):
                 attempt(text)
-            assert time.perf_counter() - start < 0.1, text[:60]
+            assert time.process_time() - start < 0.1, text[:60]
             assert calculate("3*4") == "12" and solve("2x=6", "x") == "x = 3"
     assert not marker.exists()
 
@@ -364,7 +364,7 @@ def test_they_take_microseconds() -> None:
     times = []
     for _ in range(200):
         for call in calls:
-            start = time.perf_counter()
+            start = time.process_time()
             call()
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
     assert statistics.median(times) < 200e-6  # about 20 on the machine it was written on
