@@ -358,6 +358,15 @@ def test_an_unknown_task_is_one_line(fake: Fake) -> None:
     assert "no task 'no\\nsuch" in one_line("eval", "policy")
 
 
+def test_a_model_folder_without_a_tokenizer_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    for command in (["eval", str(tmp_path)], ["train", f"policy.path={tmp_path}", f"out={tmp_path}"]):
+        text = one_line(*command)
+        assert str(tmp_path) in text and "tokenizer" in text
+    assert "trace-gym warmup" in one_line("eval", str(tmp_path / "none"))
+
+
 # ---- envs, algorithms, check ----------------------------------------------------------------------------------------
 
 

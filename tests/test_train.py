@@ -62,7 +62,9 @@ def test_a_run_leaves_everything_that_was_promised(policy: Path, tmp_path: Path)
     assert last["policy_tokens"] == sum(node.n_action for tree in trees for node in tree.nodes)
     assert last["rollout_units"] == 3 * 4 * 4
     assert last["env_steps"] == sum(len(tree) - 1 for tree in trees)
-    result = evaluate_policy(settings(run.policy_folder, tmp_path))  # the final policy is a folder like any other
+    result = evaluate_policy(
+        settings(run.policy_folder, tmp_path)
+    )  # the final policy is a folder like any other
     assert result.success == pytest.approx(float(run.evals()[-1]["eval_success"]))
 
 

@@ -117,17 +117,17 @@ class LiveDisplay:
         )
 
     def _render(self) -> Group:
+        growing = Text(self._growing, style="dim")
+        if not self._metrics:
+            return Group(growing) if self._growing else Group()
         table = Table(box=None, pad_edge=False, header_style="dim")
         cells = self._cells()
         for name in cells:
             table.add_column(name, justify="right", no_wrap=True)
         table.add_row(*map(Text, cells.values()))
         bar = Table.grid(padding=(0, 1))
-        used = self._metrics.get("budget_used", 0.0)
-        bar.add_row(
-            ProgressBar(total=1.0, completed=min(used, 1.0), width=BAR_CELLS),
-            Text(self._growing, style="dim"),
-        )
+        used = min(self._metrics.get("budget_used", 0.0), 1.0)
+        bar.add_row(ProgressBar(total=1.0, completed=used, width=BAR_CELLS), growing)
         return Group(table, bar)
 
 

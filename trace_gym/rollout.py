@@ -78,6 +78,7 @@ class _Rollout:
     chain: list[Node] = field(default_factory=list)
     env: ForkableEnv[Any] | None = None
     completion: Completion | None = None  # the turn that the environment is answering now
+    action: str = ""  # its text
     since: float = 0.0  # when the present turn was submitted
 
 
@@ -292,14 +293,14 @@ class _Loop:
 
     def answer(self, rollout: _Rollout, completion: Completion) -> None:
         """Start the environment step that answers a sampled turn."""
-        rollout.completion = completion
+        rollout.completion, rollout.action = completion, self.renderer.action(completion.tokens)
         if completion.finish in ("error", "aborted"):
             reason = f"engine: {completion.error or 'the request was aborted'}"
             self.end(rollout, "failed" if completion.finish == "error" else "censored", reason)
             return
         env = rollout.env = rollout.env or self._spare_env()
         start_from, rollout.start_from = rollout.start_from, None
-        action = self.renderer.action(completion.tokens)
+        action = rollout.action
         noise = self.seed(rollout, "env")
         key = self.jobs
         self.jobs += 1
@@ -372,7 +373,7 @@ class _Loop:
             n_action=len(sampled),
             logprobs=NO_LOGPROBS if done is None else done.logprobs,
             policy_version=-1 if done is None else done.version,
-            action="" if done is None else self.renderer.action(sampled),
+            action="" if done is None else rollout.action,
             observation=step.observation if step else "",
             snapshot=step.snapshot if step and status == "running" else None,
             state_key=step.state_key if step else "",

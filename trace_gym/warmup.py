@@ -100,7 +100,7 @@ def warmup(
     batch: int = 32,
     demonstrations: int = 8000,
     lr: float = 3e-3,
-    d_model: int = 96,
+    d_model: int = 128,
     layers: int = 3,
     observer: Observer | None = None,
 ) -> dict[str, float]:

@@ -5,7 +5,8 @@ r"""Is an answer right? Plain reading first; algebra in processes that can be ki
 1. the same text once presentation is taken away (`answer_text.normalised`);
 2. words against words, whatever the case;
 3. plain numbers against plain numbers, exactly (`answer_text` says what counts and how percent signs do);
-4. math-verify on what is left, in a worker process with 1 GiB of memory and 1 s, killed when it takes longer.
+4. math-verify on what is left, in a worker process with 1 GiB of memory that is killed after 1 s of processor time
+   (which a busy machine does not use up for a right answer) or 10 s by the clock.
 
 The first three take microseconds and start no process. Invariant: an answer can cost its own verdict and nothing
 else. It is never evaluated as code, a killed worker's replacement starts while another, already warm, serves the next
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -44,6 +46,9 @@ __all__ = ["Judge", "JudgeError", "Verdict", "default_judge"]
 Method = Literal["exact", "words", "numbers", "math-verify", "refused", "timeout", "crash"]
 
 STARTUP_S = 60.0
+CLOCK_FACTOR = (
+    10 if hasattr(signal, "setitimer") else 1
+)  # where the kernel does not count processor time, the clock does
 RECYCLE_AFTER = 2000  # judgements, so that a slow leak in a library stays small
 _WORKER = Path(__file__).with_name("judge_worker.py")
 
@@ -66,7 +71,7 @@ class Judge:
 
     `values_only`: where the gold answer is plain numbers, the answer must be too. `3*4` for 12 and `18/6` for 3 are
     then calculations still to be done, and wrong; otherwise a policy learns to hand in the problem as its answer.
-    `workers`: processes kept ready once the first is needed (about 80 MB each), at least 2 for a warm spare.
+    `limit_s`: processor time for one comparison. `workers`: processes kept ready once the first is needed (about 80 MB each), at least 2 for a warm spare.
     """
 
     def __init__(self, *, values_only: bool = True, limit_s: float = 1.0, workers: int = 2) -> None:
@@ -155,26 +160,30 @@ class _Worker:
         hello, late = self._exchange(None, STARTUP_S)
         if not (isinstance(hello, dict) and hello.get("ready")):
             self.kill()
-            why = (
-                hello["failed"]
-                if isinstance(hello, dict) and "failed" in hello
-                else f"it ended with {self.process.wait()}"
-            )
-            why = f"it was not ready within {STARTUP_S:.0f} s" if late else why
+            why = hello.get("failed") if isinstance(hello, dict) else f"it ended with {self.process.wait()}"
+            why = f"it was not ready within {STARTUP_S:g} s" if late else why
             raise JudgeError(
                 f"the answer judge could not start ({why}); is math-verify installed, is memory free?"
             )
         self.ready = True
 
     def judge(self, gold: str, answer: str) -> Verdict:
-        reply, late = self._exchange([gold, answer], self.limit_s)
+        """Math-verify's opinion on two LaTeX texts."""
+        reply, late = self._exchange([gold, answer], self.limit_s * CLOCK_FACTOR)
         self.judged += 1
+        if isinstance(reply, dict) and isinstance(reply.get("equal"), bool) and not late:
+            return Verdict(reply["equal"], "math-verify")
+        late = late or self._used_up()
+        self.kill()
         if late:
             return Verdict(False, "timeout", f"not judged within {self.limit_s:g} s")
-        if not isinstance(reply, dict) or not isinstance(reply.get("equal"), bool):
-            self.kill()
-            return Verdict(False, "crash", "the worker that judged this answer died")
-        return Verdict(reply["equal"], "math-verify")
+        return Verdict(False, "crash", "the worker that judged this answer died")
+
+    def _used_up(self) -> bool:
+        """Did the kernel end it for its processor time?"""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return hasattr(signal, "SIGPROF") and self.process.wait(1) == -signal.SIGPROF
+        return False
 
     def _exchange(self, request: object, limit_s: float) -> tuple[object, bool]:
         """The reply (None if it died), and whether time ran out. Nothing may be left unread, or it is killed."""

@@ -4,9 +4,10 @@ Frames on stdin and stdout: four bytes of big-endian length, then JSON. The work
 `{"failed": reason}` and exits), then answers each `[gold, answer]`, LaTeX both, with `{"equal": bool}`. It ends with
 its stdin, so it never outlives the process that started it.
 
-What it may do is limited from inside, beside the time limit that its parent keeps: memory, core dumps, no text to
-`eval` (sympy's only route from text to code is replaced by a reader of numbers), and an audit hook that refuses
-processes, sockets, and every change to files. A kernel alarm ends a computation whose parent has died.
+What it may do is limited from inside: processor time per judgement (the kernel ends the process when it is used up,
+whatever runs and whether or not the parent lives), memory, core dumps, no text to `eval` (sympy's only route from
+text to code is replaced by a reader of numbers and names), and an audit hook that refuses processes, sockets, and
+every change to files.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import IO, Any
 
 MEMORY_BYTES = 2**30
 MAX_FRAME_BYTES = 2**16
-STARTUP_S = 60.0
+STARTUP_CPU_S = 60.0
 
 Compare = Callable[[str, str], bool]
 
@@ -112,10 +113,10 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
     raise PermissionError(f"the judge's worker may not do this: {event}")
 
 
-def _alarm(seconds: float) -> None:
-    """Let the kernel end this process after `seconds`, whatever it is doing; 0 calls it off."""
+def _allow_cpu(seconds: float) -> None:
+    """Let the kernel end this process after that much more processor time; 0 calls it off."""
     if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 # ---- judging -----------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ def load() -> Compare:
 
 
 def serve(source: IO[bytes], sink: IO[bytes], limit_s: float) -> None:
-    _alarm(STARTUP_S)
+    _allow_cpu(STARTUP_CPU_S)
     _limit_resources()
     try:
         equal = load()
@@ -162,18 +163,21 @@ def serve(source: IO[bytes], sink: IO[bytes], limit_s: float) -> None:
         write_frame(sink, {"failed": f"{type(error).__name__}: {error}"})
         return
     sys.addaudithook(_audit)
-    _alarm(0)
+    _allow_cpu(0)
     write_frame(sink, {"ready": True})
     while (request := read_frame(source)) is not None:
         gold, answer = request
-        _alarm(2 * limit_s + 1)
+        _allow_cpu(limit_s)
         result = equal(gold, answer)
-        _alarm(0)
+        _allow_cpu(0)
         write_frame(sink, {"equal": result})
 
 
 def main() -> None:
     sys.dont_write_bytecode = True
+    if hasattr(signal, "SIGPROF"):  # a parent may have left it ignored
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(
         os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()

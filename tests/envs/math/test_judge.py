@@ -20,6 +20,9 @@ from trace_gym.envs.math.judge import Judge, JudgeError, Verdict, default_judge
 from trace_gym.errors import TraceGymError
 
 ENDLESS = "9^{9^{9^{9}}}"
+BUSY_MACHINE = max(
+    1.0, 2 * os.getloadavg()[0] / (os.cpu_count() or 1)
+)  # how much longer things may take by the clock
 RIGHT = (r"2\sqrt{2}", r"\sqrt{8}")  # needs algebra
 
 
@@ -243,14 +246,10 @@ def hostile(marker: Path) -> list[str]:
     ]
 
 
-def timed(judge: Judge, gold: str, answer: str, *, limit: float = 1.5) -> tuple[Verdict, float]:
-    """The fastest of three attempts, should the machine be busy with other things."""
-    times: list[float] = []
-    while not times or (min(times) >= limit and len(times) < 3):
-        start = time.perf_counter()
-        verdict = judge.verify(gold, answer)
-        times.append(time.perf_counter() - start)
-    return verdict, min(times)
+def timed(judge: Judge, gold: str, answer: str) -> tuple[Verdict, float]:
+    """The verdict, and the seconds that it took."""
+    start = time.perf_counter()
+    return judge.verify(gold, answer), (time.perf_counter() - start) / BUSY_MACHINE
 
 
 @pytest.mark.parametrize("gold", ["7", r"2\sqrt{2}", "x + 1"])
@@ -289,7 +288,7 @@ def test_a_killed_worker_costs_the_next_answer_nothing(judge: Judge) -> None:
         verdict = worker.judge("1", ENDLESS)
     assert verdict == Verdict(False, "timeout", "not judged within 1 s")
     assert not running(worker.process.pid)
-    verdict, seconds = timed(judge, *RIGHT, limit=0.5)
+    verdict, seconds = timed(judge, *RIGHT)
     assert verdict.correct and seconds < 0.5
     assert len(pids_of(judge)) == 2
 
@@ -385,7 +384,7 @@ def judged(judge: Judge) -> bool:
 
 
 def test_closing_leaves_no_process_even_while_a_thread_judges_and_can_be_undone(quick: Path) -> None:
-    judge = Judge(limit_s=20)
+    judge = Judge(limit_s=5)
     judge.start()
     pids = pids_of(judge)
     assert len(pids) == 2 and all(map(running, pids))
@@ -462,7 +461,7 @@ with judge._pool.worker() as one, judge._pool.worker() as other:
 
 
 def test_workers_end_when_the_process_is_killed(quick: Path) -> None:
-    process = run_script(quick, BUSY, "Judge(limit_s=1.5)")
+    process = run_script(quick, BUSY, "Judge(limit_s=1.0)")
     assert process.stdout is not None
     process.stdout.readline()
     busy, idle = map(int, process.stdout.readline().split())
@@ -470,8 +469,8 @@ def test_workers_end_when_the_process_is_killed(quick: Path) -> None:
     assert running(busy) and running(idle)
     process.kill()
     process.communicate()
-    assert gone_within([idle], 2)
-    assert gone_within([busy], 6)  # deaf until its alarm
+    assert gone_within([idle], BUSY_MACHINE)
+    assert gone_within([busy], 2 * BUSY_MACHINE)  # deaf until its processor time is used up
 
 
 FORKED = """
