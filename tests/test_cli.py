@@ -74,7 +74,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 def walk_env() -> Iterator[str]:
     """A registered environment of this test suite."""
     gymnasium.register(
-        GuardedWalk.env_id, entry_point=GuardedWalk, order_enforce=False, disable_env_checker=True
+        GuardedWalk.env_id,
+        entry_point=f"{__name__}:GuardedWalk",
+        order_enforce=False,
+        disable_env_checker=True,
     )
     yield GuardedWalk.env_id
     del gymnasium.registry[GuardedWalk.env_id]

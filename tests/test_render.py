@@ -379,10 +379,30 @@ def test_a_space_that_a_tokenizer_puts_before_a_text_is_left_out() -> None:
     assert decode(tokenizer, encode(tokenizer, "4")) == " 4"  # the trap is real
     render = ChatRenderer(tokenizer)
     text = decode(tokenizer, [*render.prompt("4"), *render.delta("4 x", role="user", closed=True)])
+    assert tokenizer.unk_token_id in render.delta("é", role="user", closed=True)  # unknown, but not left out
     end = "<|im_end|>\n<|im_start|>"
     assert text == (
         f"<|im_start|>system\nBe brief.{end}user\n4{end}assistant\n\n<|im_start|>user\n4 x{end}assistant\n"
     )
+
+
+def test_odd_templates() -> None:
+    # Instructions after the question, a space before the token that ends a turn, tool results not shown.
+    template = (
+        "{%- for m in messages -%}"
+        "{%- if m.role == 'user' %}{{ '[Q] ' + m.content + ' [A]' }}"
+        "{%- if messages[0].role == 'system' %}{{ messages[0].content }}{% endif -%}"
+        "{%- elif m.role == 'assistant' %}{{ ' ' + m.content + ' <|im_end|>' }}"
+        "{%- elif m.role not in ('system', 'tool') %}{{ raise_exception('role') }}"
+        "{%- endif -%}{%- endfor -%}"
+    )
+    odd = wrap(byte_level(("<eos>", "<|im_end|>")), template, eos_token="<eos>")
+    render = ChatRenderer(odd)
+    assert list(render.stop) == encode(odd, "<|im_end|><eos>")
+    assert decode(odd, render.prompt("q", system="S")) == "[Q] S\n\nq [A]"
+    assert decode(odd, render.delta("x", role="user", closed=True)) == "[Q] x [A]"
+    assert decode(odd, render.delta("x", role="user", closed=False)) == " <|im_end|>[Q] x [A]"
+    assert "<tool_response>\nx\n</tool_response>" in decode(odd, render.delta("x", role="tool", closed=True))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -111,8 +111,6 @@ class LossBatch(Protocol):
 @dataclass(kw_only=True)
 class Algorithm:
     """Subclass it, implement `plan` and `credit`, and name the class in the entry-point group `trace_gym.algorithms`."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     clip_low: float = 0.2
     clip_high: float = 0.2  # asymmetric clipping (DAPO's "clip higher", arXiv 2503.14476) when above clip_low

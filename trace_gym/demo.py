@@ -26,7 +26,10 @@ from trace_gym.warmup import more_supervised, warmup
 __all__ = ["DemoSeed", "demo", "summary"]
 
 SETTINGS = (
+    "env.options.difficulty=1-3",
     "rollout.max_tokens=32",
+    "optim.micro_batch_tokens=2048",  # little padding: faster on a CPU
+    "budget.policy_tokens=600000",
     "eval.tasks=512",
     "log.trees_every_steps=10",
 )
@@ -43,6 +46,7 @@ class DemoSeed:
     greedy: tuple[float, float, float]
     format_errors: tuple[float, float, float]  # share of turns
     seconds: dict[str, float]
+    overhead: float  # share of the training steps' wall time outside engine, environment and update
 
     @property
     def gain(self) -> float:
@@ -77,6 +81,7 @@ def _one(out: Path, seed: int, overrides: Sequence[str], observer: Observer) -> 
     settings = [f"policy.path={policy}", f"out={out}", "name=grpo", f"seed={seed}", *SETTINGS, *overrides]
     config = load_config(None, settings)
     env = make_env(config.env.id, config.env.options)
+    out.mkdir(parents=True, exist_ok=True)
     clock = _Clock()
     observer.note(f"seed {seed}: a small language model learns from imperfect demonstrations")
     warmup(policy, env=env, seed=seed, observer=observer)
@@ -102,7 +107,14 @@ def _one(out: Path, seed: int, overrides: Sequence[str], observer: Observer) -> 
         greedy=three("eval_greedy_success", after[1].success),
         format_errors=three("eval_format_error_rate", after[0].format_error_rate),
         seconds=clock.laps,
+        overhead=_overhead(run),
     ), run
+
+
+def _overhead(run: RunFolder) -> float:
+    rows = run.metrics()
+    wall = sum(float(row["seconds"]) for row in rows)
+    return 1.0 - sum(float(rows[-1][f"seconds_{phase}"]) for phase in ("engine", "env_wait", "update")) / wall
 
 
 def _control(config: TrainConfig, control: Path) -> tuple[Evaluation, Evaluation]:
@@ -154,6 +166,9 @@ def summary(results: Sequence[DemoSeed], about: Mapping[str, object]) -> str:
         + "; ".join(
             f"seed {r.seed}: " + ", ".join(f"{k} {v:.0f}" for k, v in r.seconds.items()) for r in results
         ),
+        "",
+        "Share of the training steps' wall time outside engine, environment and update: "
+        + ", ".join(f"{r.overhead:.1%}" for r in results),
         "",
         "Machine and versions: " + ", ".join(f"{k} {v}" for k, v in about.items()),
     ]

@@ -11,6 +11,8 @@
     │   └── IrreversibleError     the episode did something that no fork can undo
     ├── RenderError          a chat template cannot be used turn by turn
     ├── EngineError          generation failed or the engine died
+    ├── RunError             a run's folder cannot be written or read
+    ├── JudgeError           answers cannot be judged: no worker process could be started
     └── BudgetError          a budget is malformed or was asked for more than it holds
 
 Messages are one line and say what to do. Our own bugs raise `AssertionError` or whatever Python raises.
@@ -23,9 +25,11 @@ __all__ = [
     "EnvironmentContractError",
     "EpisodeError",
     "IrreversibleError",
+    "JudgeError",
     "PluginError",
     "RenderError",
     "ReplayDivergence",
+    "RunError",
     "SnapshotError",
     "TaskError",
     "TraceGymError",
@@ -74,6 +78,14 @@ class RenderError(TraceGymError):
 
 class EngineError(TraceGymError):
     """Generation failed or the engine died."""
+
+
+class RunError(TraceGymError):
+    """A run's folder cannot be written or read."""
+
+
+class JudgeError(TraceGymError):
+    """Answers cannot be judged: no worker process could be started."""
 
 
 class BudgetError(TraceGymError):

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from trace_gym.algorithm import Credit
 from trace_gym.config import TrainConfig, dump_config, load_config
-from trace_gym.errors import ConfigError, PluginError, TraceGymError
+from trace_gym.errors import ConfigError, PluginError, RunError
 from trace_gym.text import clean_text
 from trace_gym.tree import Tree
 from trace_gym.treefile import read_trees, tree_table
@@ -39,7 +39,7 @@ PACKAGES = ("trace-gym", "torch", "transformers", "gymnasium", "numpy", "pyarrow
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """See the module. Make it with `create` or `open`; any method raises `TraceGymError` when the disk refuses."""
+    """See the module. Make it with `create` or `open`; any method raises `RunError` when the disk refuses."""
 
     path: Path
     _rows: dict[str, list[Row]] = field(
@@ -79,7 +79,7 @@ class RunFolder:
         try:
             facts: dict[str, Any] = json.loads((self.path / "about.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise TraceGymError(f"{self.path / 'about.json'} cannot be read: {error}") from error
+            raise RunError(f"{self.path / 'about.json'} cannot be read: {error}") from error
         return facts
 
     # ---- rows -------------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ class RunFolder:
         self._write(f"trees/{self.trees_path(step).name}", _parquet(table))
 
     def load_trees(self, step: int) -> list[Tree]:
-        """The trees of a step, snapshots included. Raises `TraceGymError` when the file is absent or corrupt."""
+        """The trees of a step, snapshots included. Raises `RunError` when the file is absent or corrupt."""
         path = self.trees_path(step)
         if not path.exists():
             saved = sorted(int(p.stem.removeprefix("step-")) for p in path.parent.glob("step-*.parquet"))
@@ -146,9 +146,7 @@ class RunFolder:
             _write_whole(path, data)
         except OSError as error:
             reason = error.strerror or str(error)
-            raise TraceGymError(
-                f"cannot write {path}: {reason}; what was written before is intact"
-            ) from error
+            raise RunError(f"cannot write {path}: {reason}; what was written before is intact") from error
 
 
 def _new_folder(parent: Path, name: str) -> Path:
@@ -203,7 +201,7 @@ def _read_parquet(path: Path) -> pa.Table:
             return file.read()
     except (OSError, ValueError, pa.ArrowException) as error:
         brief = " ".join(str(error).split())[:200]
-        raise TraceGymError(
+        raise RunError(
             f"{path} is corrupt or no Parquet file ({brief}); delete it or restore a copy"
         ) from error
 

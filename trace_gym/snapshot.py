@@ -30,7 +30,7 @@ __all__ = [
 
 MAX_SNAPSHOT_BYTES = 16 * 2**20
 MAX_DEPTH = 64  # lists and maps inside one another; deeper ones could exhaust the stack of a decoder
-MAX_CONTAINERS = 2**20  # lists and maps in all: an empty one is 1 byte in msgpack and 64 in memory
+MAX_CONTAINERS = 2**18  # lists and maps in all: an empty one is 1 byte in msgpack and 64 in memory
 
 Role = Literal["user", "tool"]
 Status = Literal["running", "done", "truncated"]

@@ -35,7 +35,7 @@ class UnicodeText(spaces.Text):
     """Any string of at most `max_length` characters (gymnasium's `Text` admits a fixed alphabet only)."""
 
     def __init__(self, max_length: int = 2**20) -> None:
-        super().__init__(max_length=max_length, min_length=0, charset="")
+        super().__init__(max_length=max_length, min_length=0, charset=" ")
 
     def contains(self, x: object) -> bool:
         return isinstance(x, str) and len(x) <= self.max_length

@@ -38,7 +38,8 @@ def train(config: TrainConfig, observer: Observer) -> RunFolder:
     algorithm = make_algorithm(str(name), settings)
     actor = build_actor(config)
     context, updater = _run_context(config, actor), _updater(config, actor, algorithm)
-    run, budget, ledger = RunFolder.create(config.out, config.name, config=config), _budget(config), Ledger()
+    run = RunFolder.create(config.out, config.name, config=config, facts={"device": str(actor.device)})
+    budget, ledger = _budget(config), Ledger()
     algorithm.start(context)
     _evaluate(actor, config, run, observer, step=0)
     for step in itertools.count():

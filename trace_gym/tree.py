@@ -8,7 +8,7 @@ A parent's index is smaller than its children's, so one backward sweep visits ch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -159,7 +159,7 @@ class Tree:
         """[N] backed-up value: the return of an ended episode; else the mean over scored draws; nan where there is none.
 
         Children are distinct draws from the policy at their parent, so their plain mean is what each node's value is
-        estimated by (TRACE.md's `draw` weighting), however many leaves lie below each.
+        estimated by, however many leaves lie below each.
         """
         values = self.returns()
         total, count = np.zeros(len(self.nodes)), np.zeros(len(self.nodes))
@@ -214,27 +214,22 @@ class Tree:
 
 
 def same_tree(one: Tree, other: Tree) -> bool:
-    """Whether two trees are identical in everything but snapshots' identity: same nodes in the same order."""
+    """Whether two trees hold the same nodes, snapshots included, in the same order."""
     return len(one) == len(other) and all(
         _same_node(a, b) for a, b in zip(one.nodes, other.nodes, strict=True)
     )
 
 
+_PLAIN = ("parent", "n_action", "policy_version", "action", "observation", "state_key", "status", "origin")
+_PLAIN += ("draw", "cost", "reason", "format_error")
+
+
 def _same_node(a: Node, b: Node) -> bool:
-    plain: Sequence[str] = (
-        "parent",
-        "n_action",
-        "action",
-        "observation",
-        "state_key",
-        "status",
-        "origin",
-        "draw",
-        "reason",
-    )
+    digests = [None if node.snapshot is None else node.snapshot.digest for node in (a, b)]
     return (
-        all(getattr(a, name) == getattr(b, name) for name in plain)
+        all(getattr(a, name) == getattr(b, name) for name in _PLAIN)
         and np.array_equal(a.tokens, b.tokens)
         and np.array_equal(a.logprobs, b.logprobs)
         and np.array_equal([a.reward], [b.reward], equal_nan=True)
+        and digests[0] == digests[1]
     )

@@ -1,7 +1,7 @@
 """Rollout trees as a table, a row per node: readable by pandas, DuckDB and `datasets`, and back into trees.
 
 Invariant: `read_trees(tree_table(step, trees, credits))` gives trees equal to the ones kept, snapshots included; a
-table that breaks a rule of trees raises `TraceGymError` and never gives a tree.
+table that breaks a rule of trees raises `RunError` and never gives a tree.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from trace_gym.algorithm import Credit
-from trace_gym.errors import SnapshotError, TraceGymError
+from trace_gym.errors import RunError, SnapshotError
 from trace_gym.ledger import Cost
 from trace_gym.snapshot import Snapshot
 from trace_gym.text import clean_text
@@ -88,9 +88,9 @@ def _tree_rows(tree: Tree, credit: Credit | None) -> Iterator[dict[str, Any]]:
 
 
 def read_trees(table: pa.Table, name: str) -> list[Tree]:
-    """The trees in a table that `tree_table` made. `name` is the file, for errors. Raises `TraceGymError`."""
+    """The trees in a table that `tree_table` made. `name` is the file, for errors. Raises `RunError`."""
     if not table.schema.equals(SCHEMA):
-        raise TraceGymError(
+        raise RunError(
             f"{name} does not have the columns of a tree file; it is no tree file or of another release"
         )
     trees: list[Tree] = []
@@ -101,7 +101,7 @@ def read_trees(table: pa.Table, name: str) -> list[Tree]:
         try:
             _append(trees[-1] if place == len(trees) - 1 else None, row)
         except (ValueError, SnapshotError) as error:
-            raise TraceGymError(f"{name} is corrupt at node {index} of tree {place}: {error}") from error
+            raise RunError(f"{name} is corrupt at node {index} of tree {place}: {error}") from error
     return trees
 
 

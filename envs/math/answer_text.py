@@ -8,7 +8,8 @@ Markdown stars, a final full stop. `read_values` then reads plain numbers, exact
 - several numbers (`2, 3`, `x = 2 or x = 3`, `\{2, 3\}`, `\pm 2`) are compared in any order;
 - `x = 3` is 3, and never `y = 3`; in an answer any equation counts by its last side (`3*4 = 12` is 12);
 - percent: `50%` equals a bare `50` and a bare `0.5`, but between two percentages only their numbers count;
-- a decimal of at least 6 places stands for a fraction that does not end, if it differs by less than its last place.
+- a decimal of at least 6 places stands for a fraction that does not end, if it differs by less than its last place
+  and less than a hundred-thousandth.
 
 `to_latex` and `refusal` prepare what is left for math-verify: only short text of a small alphabet, known commands and
 short names gets there. All of this is linear or bounded by `MAX_CHARS`, and nothing is evaluated.
@@ -235,8 +236,14 @@ def _close(value: Fraction, answer: Item) -> bool:
     for prime in (2, 5):
         while rest % prime == 0:
             rest //= prime
+    off = abs(answer.value - value)
     endless = rest != 1
-    return endless and answer.places >= ROUNDED_PLACES and abs(answer.value - value) * 10**answer.places < 1
+    return (
+        endless
+        and answer.places >= ROUNDED_PLACES
+        and off * 10**answer.places < 1
+        and off * 10**5 < abs(value)
+    )
 
 
 # ---- words --------------------------------------------------------------------------------------------------

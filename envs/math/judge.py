@@ -39,22 +39,18 @@ from trace_gym.envs.math.answer_text import (
     to_latex,
 )
 from trace_gym.envs.math.judge_worker import read_frame, write_frame
-from trace_gym.errors import TraceGymError
+from trace_gym.errors import JudgeError
 
-__all__ = ["Judge", "JudgeError", "Verdict", "default_judge"]
+__all__ = ["Judge", "Verdict", "default_judge"]
 
 Method = Literal["exact", "words", "numbers", "math-verify", "refused", "timeout", "crash"]
 
 STARTUP_S = 60.0
 CLOCK_FACTOR = (
     10 if hasattr(signal, "setitimer") else 1
-)  # where the kernel does not count processor time, the clock does
+)  # without a count of processor time the clock decides
 RECYCLE_AFTER = 2000  # judgements, so that a slow leak in a library stays small
 _WORKER = Path(__file__).with_name("judge_worker.py")
-
-
-class JudgeError(TraceGymError):
-    """The process that judges answers cannot be started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +67,8 @@ class Judge:
 
     `values_only`: where the gold answer is plain numbers, the answer must be too. `3*4` for 12 and `18/6` for 3 are
     then calculations still to be done, and wrong; otherwise a policy learns to hand in the problem as its answer.
-    `limit_s`: processor time for one comparison. `workers`: processes kept ready once the first is needed (about 80 MB each), at least 2 for a warm spare.
+    `limit_s`: processor time for one comparison. `workers`: processes kept ready once the first is needed (about
+    80 MB each), at least 2 for a warm spare.
     """
 
     def __init__(self, *, values_only: bool = True, limit_s: float = 1.0, workers: int = 2) -> None:

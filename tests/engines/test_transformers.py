@@ -77,7 +77,8 @@ def logits_of(model: LlamaForCausalLM, tokens: IntArray) -> torch.Tensor:
         out: Any = model(
             input_ids=torch.from_numpy(tokens.astype(np.int64))[None].to(device), use_cache=False
         )
-    return out.logits[0].float().cpu()
+    logits: torch.Tensor = out.logits[0].float().cpu()
+    return logits
 
 
 def logprob_error(model: LlamaForCausalLM, request: Request, completion: Completion) -> float:

@@ -77,15 +77,20 @@ class MoodyGuessEnv(GuessEnv):
         return f"{observation} ({self.episodes})", reward, terminated, truncated, info
 
 
-class CountingBoxEnv(gymnasium.Env[Any, str]):
-    """Not an environment of text."""
+class DullEnv(gymnasium.Env[str, str]):
+    """Has no scripted solution, and nothing to solve."""
 
-    observation_space = spaces.Discrete(3)
-    action_space = spaces.Text(1)
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[str, Info]:
+        super().reset(seed=seed)
+        return "", {}
+
+
+class DiceEnv(gymnasium.Env[Any, str]):
+    """Not an environment of text."""
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[int, Info]:
         super().reset(seed=seed)
-        return 0, {}
+        return 6, {}
 
 
 gymnasium.register("tests/Guess-v0", entry_point="tests.support.text_games:GuessEnv", max_episode_steps=6)

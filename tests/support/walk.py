@@ -55,6 +55,8 @@ class WalkEnv(ForkableEnv[Walk]):
         return Turn.go(state, f"at {state.position}")
 
     def tasks(self, split: str) -> Sequence[str]:
+        if split not in ("train", "test"):
+            raise TaskError(f"no split {split!r}")
         return ("1", "2", "3")
 
     def expert_action(self) -> str:

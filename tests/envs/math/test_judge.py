@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trace_gym.envs.math import judge as judge_module
-from trace_gym.envs.math.judge import Judge, JudgeError, Verdict, default_judge
-from trace_gym.errors import TraceGymError
+from trace_gym.envs.math.judge import Judge, Verdict, default_judge
+from trace_gym.errors import JudgeError, TraceGymError
 
 ENDLESS = "9^{9^{9^{9}}}"
 BUSY_MACHINE = max(
@@ -98,6 +98,8 @@ def pids_of(judge: Judge) -> list[int]:
         ("2/3", "0.666", False),
         ("2/3", "0.666665", False),
         ("0.333333", "1/3", False),
+        ("1/300000000", "0.000000", False),
+        ("1/3", "33.333333%", True),
         ("3.14", "3.141593", False),
         ("50", "50%", True),
         ("50%", "50", True),
@@ -404,6 +406,25 @@ def test_closing_leaves_no_process_even_while_a_thread_judges_and_can_be_undone(
     with judge:
         assert judged(judge)
     assert not pids_of(judge)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a count of processor time")
+def test_a_busy_machine_makes_no_answer_wrong(quick: Path) -> None:
+    with Judge(workers=1, limit_s=0.5) as judge:
+        judge.start()
+        [pid] = pids_of(judge)
+        os.kill(pid, signal.SIGSTOP)
+        threading.Timer(1.0, os.kill, (pid, signal.SIGCONT)).start()
+        assert judged(judge)
+
+
+def test_the_clock_ends_what_uses_no_processor(quick: Path) -> None:
+    with Judge(workers=1, limit_s=0.05) as judge:
+        judge.start()
+        [pid] = pids_of(judge)
+        os.kill(pid, signal.SIGSTOP)
+        assert judge.verify("x + 1", "x + 2").method == "timeout"
+        assert not running(pid)
 
 
 def test_a_judge_that_is_dropped_ends_its_workers(quick: Path) -> None:
