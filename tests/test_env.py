@@ -32,7 +32,7 @@ from trace_gym.errors import (
     TaskError,
     TraceGymError,
 )
-from trace_gym.snapshot import MAX_CONTAINERS, MAX_DEPTH, MAX_SNAPSHOT_BYTES, GeneratorState
+from trace_gym.snapshot import MAX_CONTAINERS, MAX_DEPTH, MAX_SNAPSHOT_BYTES, GeneratorState, _nesting
 
 ROOT = Path(__file__).parent.parent
 ACTIONS = st.lists(st.sampled_from(["1", "2", "3", "", "many"]), max_size=12)
@@ -222,6 +222,17 @@ def test_later_steps_leave_a_snapshot_alone() -> None:
     assert env.restore(snapshot)[1]["coins"] == []
 
 
+def test_returned_info_is_nobodys_property() -> None:
+    env = started(PurseEnv())
+    for info in (env.reset(seed=0)[1], env.step(OPEN)[4], env.restore(env.snapshot())[1]):
+        snapshot = env.snapshot()
+        digest = snapshot.digest
+        info["coins"].append(5)
+        info.clear()
+        assert snapshot.digest == digest
+        assert env.restore(snapshot)[1]["coins"] == []
+
+
 def test_a_state_that_is_no_plain_data_is_refused_by_to_bytes() -> None:
     for state in (object(), {1: 2}, 2**70, "\ud800", [lambda: 0]):
         snapshot = msgspec.structs.replace(started(CountEnv()).snapshot(), state=state)
@@ -386,6 +397,34 @@ def test_every_plain_value_passes_the_depth_check(value: Any) -> None:
         started(CountEnv()).snapshot(), extra={"value": value, "pad": [[]] * 70}
     )
     assert Snapshot.from_bytes(snapshot.to_bytes()) == snapshot
+
+
+def nesting(value: Any) -> tuple[int, int]:
+    """(depth, number) of the lists and dicts in `value`, by recursion."""
+    if not isinstance(value, list | dict):
+        return 0, 0
+    inner = [nesting(item) for item in (value.values() if isinstance(value, dict) else value)]
+    return 1 + max((depth for depth, _ in inner), default=0), 1 + sum(number for _, number in inner)
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**64 - 1),
+    st.sampled_from([0, 127, 128, 255, 256, 2**16, 2**32, -1, -32, -33, -129, -(2**15) - 1, -(2**31) - 1]),
+    st.floats(),
+    st.builds(lambda length: "é" * length, st.sampled_from([0, 1, 15, 16, 127, 128, 40_000])),
+    st.builds(bytes, st.sampled_from([0, 1, 255, 256, 70_000])),
+    st.builds(
+        lambda size: msgspec.msgpack.Ext(5, b"\x91" * size), st.sampled_from([0, 1, 2, 3, 4, 8, 16, 17, 300])
+    ),
+)
+
+
+@settings(max_examples=200)
+@given(st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(), inner)))
+def test_the_depth_is_read_off_the_bytes_of_every_kind_of_item(value: Any) -> None:
+    assert _nesting(msgspec.msgpack.encode(value)) == nesting(value)
 
 
 def test_a_bomb_does_not_crash_an_interpreter_without_recursion_limit() -> None:
@@ -565,6 +604,8 @@ def test_an_irreversible_call_forbids_every_later_fork() -> None:
         with pytest.raises(IrreversibleError, match="irreversible tool was called"):
             call()
     env.step("?")  # it plays on all the same
+    with pytest.raises(IrreversibleError):
+        env.snapshot()
     env.restore(before)
     assert env.fork().snapshot() == before
 

@@ -148,16 +148,27 @@ def test_a_refused_action_costs_a_turn_and_is_not_carried_out() -> None:
     assert info["guesses"] == 1
 
 
-class BreakingEnv(GuessEnv):
+class BreakingEnv(HonestGuessEnv):
+    """Loses its connection in the middle of its second step."""
+
+    steps = 0
+
     def step(self, action: str) -> Any:
-        raise ConnectionError("the server is gone")
+        shown = super().step(action)
+        self.steps += 1
+        if self.steps == 2:
+            raise ConnectionError("the server is gone")
+        return shown
 
 
-def test_a_failure_of_the_inner_environment_is_no_refusal() -> None:
-    env = ReplayEnv(BreakingEnv)
-    env.reset(seed=0)
+def test_a_failure_of_the_inner_environment_is_no_refusal_and_spoils_nothing() -> None:
+    env = ReplayEnv(BreakingEnv, tasks=TASKS)
+    env.reset(seed=0, options={"task": "8"})
+    env.step("1")
     with pytest.raises(ConnectionError):
-        env.step("1")
+        env.step("2")
+    assert env.snapshot().turn == 1
+    assert env.step("2")[4]["guesses"] == 2  # and not 3, as where the failed step left off
 
 
 @pytest.mark.parametrize("game", [GuessEnv, CapturedGuessEnv])

@@ -181,7 +181,7 @@ class MathEnv(ForkableEnv[MathState]):
         """The next right call, or the answer when all are made or one turn is left."""
         return expert_action(self.state.problem, self.state.uses, self._turns_left)
 
-    def novice_action(self, rng: np.random.Generator, *, slip: float = 0.55, noise: float = 0.03) -> str:
+    def novice_action(self, rng: np.random.Generator, *, slip: float = 0.65, noise: float = 0.03) -> str:
         """A fallible demonstrator's action. `slip`: how often it takes a clause's tempting wrong reading;
         `noise`: how often per step it makes a random mistake."""
         return novice_action(
