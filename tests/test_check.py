@@ -11,7 +11,7 @@ from tests.support import broken_envs as broken
 from tests.support import text_games
 from trace_gym.check import RULES, Report, check_env
 from trace_gym.env import ForkableEnv
-from trace_gym.errors import EnvironmentContractError
+from trace_gym.errors import ConfigError, EnvironmentContractError
 from trace_gym.replay import ReplayEnv
 
 PROCESS = "new-process"  # the one rule that takes a while
@@ -55,6 +55,11 @@ def test_what_cannot_be_exercised_is_said(no_process: None) -> None:
 
 def test_an_irreversible_tool_is_no_defect(no_process: None) -> None:
     assert "forks" in check_env(broken.IrreversiblePurseEnv).exercised
+
+
+def test_what_an_environment_prints_does_no_harm(capfd: pytest.CaptureFixture[str]) -> None:
+    assert PROCESS in check_env(broken.ChattyPurseEnv).exercised
+    assert set(capfd.readouterr().out.splitlines()) == {"a coin falls"}
 
 
 def test_an_instance_that_cannot_be_made_again_is_checked_as_far_as_it_goes() -> None:
@@ -129,7 +134,9 @@ DEFECTS = {
     broken.NoSuccess: "info-keys",
     broken.EarlyReward: "rewards",
     broken.TooLong: "observations",
+    broken.HalfCharacters: "observations",
     broken.StepsOn: "order-of-calls",
+    broken.RaisesOnStrangeCoins: "any-action",
     broken.RaisesOnGarbage: "any-action",
     broken.NoRoom: "room-for-a-wasted-turn",
     broken.LostExpert: "solvable",
@@ -139,7 +146,7 @@ DEFECTS = {
     broken.RepeatsInfo: "gymnasium-api",
     broken.CannotReset: "playable",
 }
-ONLY_ELSEWHERE = (broken.SharedCache, broken.WordOrder, broken.HashedStart)
+ONLY_ELSEWHERE = (broken.SharedCache, broken.WordOrder, broken.HashedStart, broken.DiesElsewhere)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +188,12 @@ def test_a_registration_that_adds_a_wrapper_is_named(settings: dict[str, Any], n
         assert broken_rules("tests/Wrapped-v0").keys() == {"no-wrapper"}
     finally:
         del gymnasium.registry["tests/Wrapped-v0"]
+
+
+@pytest.mark.parametrize("given", ["nobody/Knows-v0", "no_such_module:Env-v0", ReplayEnv])
+def test_what_cannot_be_made_is_one_clear_error(given: Any) -> None:
+    with pytest.raises(ConfigError, match="cannot be made: "):
+        check_env(given)
 
 
 def test_an_environment_of_another_kind_is_refused_with_advice() -> None:

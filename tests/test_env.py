@@ -421,7 +421,7 @@ SCALARS = st.one_of(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(), inner)))
 def test_the_depth_is_read_off_the_bytes_of_every_kind_of_item(value: Any) -> None:
     assert _nesting(msgspec.msgpack.encode(value)) == nesting(value)
@@ -480,6 +480,14 @@ def test_a_restore_that_fails_changes_nothing() -> None:
             env.restore(Snapshot.from_bytes(data))
         assert env.snapshot() == before
         assert env.np_random is generator
+
+
+def test_restore_takes_snapshots_of_its_own_state_type() -> None:
+    env = started(CountEnv())
+    with pytest.raises(SnapshotError, match="takes a Snapshot, not bytes"):
+        env.restore(env.snapshot().to_bytes())  # type: ignore[arg-type]
+    with pytest.raises(SnapshotError, match="the snapshot's state is a Purse, not a Count"):
+        env.restore(msgspec.structs.replace(env.snapshot(), state=Purse(4)))
 
 
 def test_messages_about_foreign_snapshots_are_short() -> None:

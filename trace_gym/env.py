@@ -200,6 +200,10 @@ class ForkableEnv(gymnasium.Env[str, str], Generic[StateT]):
         """
         return self.expert_action()
 
+    def notices(self) -> Sequence[str]:
+        """What a person should know about this environment's tasks, a line each, such as lines of a file that were skipped."""
+        return ()
+
     def instructions(self, state: StateT) -> str:
         """The system message. It may depend on the task, not on the turn."""
         return ""
@@ -345,6 +349,10 @@ class ForkableEnv(gymnasium.Env[str, str], Generic[StateT]):
         return ids[int(self.np_random.integers(len(ids)))]
 
     def _refuse_foreign(self, snapshot: Snapshot) -> None:
+        if not isinstance(snapshot, Snapshot):
+            raise SnapshotError(
+                f"restore() takes a Snapshot, not {type(snapshot).__name__}; see Snapshot.from_bytes"
+            )
         if snapshot.env_id != self.env_id:
             theirs = f"{snapshot.env_id:.80}"
             raise SnapshotError(f"this snapshot is of {theirs!r}; it cannot be restored into {self.env_id!r}")

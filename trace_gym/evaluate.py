@@ -121,6 +121,8 @@ def evaluate_policy(
 ) -> Evaluation:
     """Load `config.policy` and evaluate it. Raises `ConfigError` for a policy or an environment that cannot be had."""
     actor = build_actor(config)
+    for notice in actor.env.notices():
+        (observer or Silent()).note(notice)
     try:
         return evaluate_actor(actor, config, greedy=greedy, observer=observer)
     finally:

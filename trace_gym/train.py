@@ -37,6 +37,8 @@ def train(config: TrainConfig, observer: Observer) -> RunFolder:
     name, settings = config.algorithm["name"], {k: v for k, v in config.algorithm.items() if k != "name"}
     algorithm = make_algorithm(str(name), settings)
     actor = build_actor(config)
+    for notice in actor.env.notices():
+        observer.note(notice)
     context, updater = _run_context(config, actor), _updater(config, actor, algorithm)
     run = RunFolder.create(config.out, config.name, config=config, facts={"device": str(actor.device)})
     budget, ledger = _budget(config), Ledger()

@@ -220,8 +220,10 @@ def same_tree(one: Tree, other: Tree) -> bool:
     )
 
 
-_PLAIN = ("parent", "n_action", "policy_version", "action", "observation", "state_key", "status", "origin")
-_PLAIN += ("draw", "cost", "reason", "format_error")
+_PLAIN = (
+    *("parent", "n_action", "policy_version", "action", "observation", "state_key", "status", "origin"),
+    *("draw", "cost", "reason", "format_error"),
+)
 
 
 def _same_node(a: Node, b: Node) -> bool:

@@ -67,6 +67,9 @@ class MathState(msgspec.Struct, frozen=True):
     uses: tuple[ToolUse, ...] = ()
 
 
+MAX_NOTICES = 20  # skipped lines that are named one by one
+
+
 class MathEnv(ForkableEnv[MathState]):
     """Mathematics in several turns. `info` tells of every turn whether its action could not be used
     (`format_error`), and at the end how the answer was judged (`judged_by`).
@@ -117,6 +120,12 @@ class MathEnv(ForkableEnv[MathState]):
     def tasks(self, split: str) -> Sequence[str]:
         """Ids of train, dev, test or all, in a fixed order. Raises `TaskError` for another split."""
         return self._source.tasks(split)
+
+    def notices(self) -> Sequence[str]:
+        """The skipped lines of the file, the first twenty by name."""
+        lines = [f"line {bad.line} skipped: {bad.reason}" for bad in self.skipped[:MAX_NOTICES]]
+        more = len(self.skipped) - len(lines)
+        return [*lines, f"{more} more lines skipped"] if more else lines
 
     def _draw_task(self) -> str:
         ids = self.tasks(self._split)

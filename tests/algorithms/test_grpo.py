@@ -71,4 +71,4 @@ def test_trees_without_a_scored_rollout_get_no_credit() -> None:
 
 def test_fields_are_keyword_only() -> None:
     with pytest.raises(TypeError):
-        GRPO(8)  # type: ignore[misc]
+        GRPO(8)  # type: ignore[call-arg]

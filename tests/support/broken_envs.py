@@ -4,7 +4,9 @@ The good one has what goes wrong elsewhere: noise, tools that change, a growing 
 """
 
 import json
+import os
 import pickle
+import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -123,6 +125,14 @@ class IrreversiblePurseEnv(PurseEnv):
         return Turn.end(state, turn.observation, success=success, extra=turn.extra, irreversible=True)
 
 
+class ChattyPurseEnv(PurseEnv):
+    """Good: it prints, in this process and in others."""
+
+    def view(self, state: Purse) -> str:
+        print("a coin falls")
+        return super().view(state)
+
+
 # ---- state that a snapshot does not hold ---------------------------------------------------------------------
 
 
@@ -200,6 +210,14 @@ class WordOrder(PurseEnv):
     def view(self, state: Purse) -> str:
         words = {"copper", "silver", "gold", "nickel", "tin", "zinc", "brass", "iron"}
         return f"{super().view(state)} Of {', '.join(words)}."
+
+
+class DiesElsewhere(PurseEnv):
+    """Takes a process down with it, if that is not the one that runs the tests."""
+
+    def resume(self, state: Purse) -> None:
+        if sys.argv[0] == "-c":
+            os._exit(3)
 
 
 class StaleTools(PurseEnv):
@@ -364,6 +382,12 @@ class NoSuccess(PurseEnv):
         return info
 
 
+class HalfCharacters(PurseEnv):
+    def step(self, action: str) -> tuple[str, float, bool, bool, Info]:
+        observation, *rest = super().step(action)
+        return f"{observation}\ud800", *rest  # type: ignore[return-value]
+
+
 class EarlyReward(PurseEnv):
     def judged(self, state: Purse) -> Turn[Purse]:
         turn = super().judged(state)
@@ -393,6 +417,15 @@ class RaisesOnGarbage(PurseEnv):
     def parse(self, action: str) -> tuple[str, int]:
         call = json.loads(action.removeprefix("<tool_call>").removesuffix("</tool_call>"))
         return call["name"], call["arguments"].get("coin", 0)
+
+
+class RaisesOnStrangeCoins(PurseEnv):
+    """Total at the start, and no more once the purse is open."""
+
+    def advance(self, state: Purse, action: str, rng: np.random.Generator) -> Turn[Purse]:
+        if state.is_open and '"arguments": null' in action:
+            raise AttributeError("null has no coin")
+        return super().advance(state, action, rng)
 
 
 class NoRoom(SteadyPurseEnv):

@@ -28,7 +28,7 @@ from trace_gym.check.probe import (
     tool_calls,
 )
 from trace_gym.check.rules import Broken, Unexercised, expect, refuses, rule
-from trace_gym.env import MAX_OBSERVATION_CHARS
+from trace_gym.text import MAX_OBSERVATION_CHARS, clean_text
 
 __all__: list[str] = []
 
@@ -94,6 +94,7 @@ def observations(subject: Subject) -> None:
         expect(isinstance(text, str), f"{where}: the observation is of type {type(text).__name__}")
         expect(len(text) <= MAX_OBSERVATION_CHARS, f"{where}: the observation has {len(text)} characters")
         expect(subject.env.observation_space.contains(text), f"{where}: the observation is outside its space")
+        expect(text == clean_text(text), f"{where}: the observation holds lone surrogates")
 
 
 @rule
@@ -178,17 +179,25 @@ def any_action(subject: Subject) -> None:
     """Any string is an action: it raises nothing, costs one turn and is answered within the space."""
     env = subject.env
     env.reset(seed=0, options={"task": subject.some_tasks()[0]})
-    start = env.snapshot()
-    for action in _hostile_actions(env):
+    starts = [env.snapshot()]
+    starts += [snapshot for episode in subject.recorded()[0][:1] for _, snapshot in episode.forks()][-1:]
+    for start in starts:
         env.restore(start)
-        try:
-            shown = Shown.next(env.step(action))
-        except Exception as error:
-            raise Broken(f"the action {action!r:.60} raises {type(error).__name__}: {error}") from error
-        inside = isinstance(shown.observation, str) and env.observation_space.contains(shown.observation)
-        expect(inside, f"the action {action!r:.60} is answered outside the observation space")
-        now = snapshot_if_allowed(env)
-        expect(now is None or now.turn == start.turn + 1, f"the action {action!r:.60} does not cost one turn")
+        for action in _hostile_actions(env):
+            env.restore(start)
+            _takes(env, action)
+
+
+def _takes(env: AnyEnv, action: str) -> None:
+    turn = env.snapshot().turn
+    try:
+        shown = Shown.next(env.step(action))
+    except Exception as error:
+        raise Broken(f"the action {action!r:.60} raises {type(error).__name__}: {error}") from error
+    inside = isinstance(shown.observation, str) and env.observation_space.contains(shown.observation)
+    expect(inside, f"the action {action!r:.60} is answered outside the observation space")
+    now = snapshot_if_allowed(env)
+    expect(now is None or now.turn == turn + 1, f"the action {action!r:.60} does not cost one turn")
 
 
 def _hostile_actions(env: AnyEnv) -> list[str]:

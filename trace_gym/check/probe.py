@@ -76,6 +76,8 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _plain(value: object) -> Any:
+    if isinstance(value, str):
+        return value
     try:
         return msgspec.msgpack.decode(msgspec.msgpack.encode(value, enc_hook=repr))
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.DecodeError):
@@ -320,7 +322,10 @@ class Subject:
 
     def _made(self) -> gymnasium.Env[str, str]:
         assert self.maker is not None
-        return self.maker()
+        try:
+            return self.maker()
+        except (gymnasium.error.Error, ImportError, TypeError) as error:
+            raise ConfigError(f"{self.given!r} cannot be made: {error}") from error
 
 
 def _maker(given: Given) -> tuple[Maker | None, str]:

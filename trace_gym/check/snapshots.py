@@ -143,6 +143,7 @@ def state_keys(subject: Subject) -> None:
             ("restoring with a seed", snapshot, 1),
         ):
             env.restore(value, seed=seed)
+            expect(isinstance(env.state_key(), str), f"{episode.at(turn)}: state_key() is no string")
             expect(
                 env.state_key() == episode.keys[turn], f"{episode.at(turn)}: state_key() differs after {how}"
             )

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from trace_gym.envs.math.env import MathEnv
 from trace_gym.envs.math.sources import FileSource, load_source
 from trace_gym.envs.math.task import Step
 from trace_gym.errors import ConfigError, TaskError
@@ -292,3 +293,14 @@ def test_bad_lines_among_real_ones_are_reported_by_number(shared_data: Path, tmp
     source = load_source(str(write(tmp_path / "mixed.jsonl", *lines)), on_bad_line="skip")
     assert [bad.line for bad in source.skipped] == list(places)
     assert len(source.tasks("all")) == 200
+
+
+def test_skipped_lines_are_told_with_their_reasons(tmp_path: Path) -> None:
+    good = '{"question": "2 and 2?", "answer": "4 #### 4"}'
+    file = tmp_path / "mixed.jsonl"
+    file.write_text("\n".join([good, "{", *["[]"] * 30, good]))
+    env = MathEnv(source=str(file), on_bad_line="skip")
+    notices = env.notices()
+    assert notices[0].startswith("line 2 skipped: not valid JSON")
+    assert len(notices) == 21 and notices[-1] == "11 more lines skipped"
+    assert MathEnv().notices() == ()
