@@ -132,6 +132,8 @@ DEFECTS = {
     broken.SeedsGlobal: "global-generators",
     broken.FreshEntropy: "same-seed-same-episode",
     broken.NoSuccess: "info-keys",
+    broken.ObjectInInfo: "info-keys",
+    broken.NoTasks: "task-ids",
     broken.EarlyReward: "rewards",
     broken.TooLong: "observations",
     broken.HalfCharacters: "observations",
@@ -194,6 +196,11 @@ def test_a_registration_that_adds_a_wrapper_is_named(settings: dict[str, Any], n
 def test_what_cannot_be_made_is_one_clear_error(given: Any) -> None:
     with pytest.raises(ConfigError, match="cannot be made: "):
         check_env(given)
+
+
+def test_no_task_is_too_few() -> None:
+    with pytest.raises(ConfigError, match="at least one task"):
+        check_env(broken.PurseEnv, max_tasks=0)
 
 
 def test_an_environment_of_another_kind_is_refused_with_advice() -> None:

@@ -141,7 +141,7 @@ def test_a_refused_action_costs_a_turn_and_is_not_carried_out() -> None:
     env.reset(seed=0, options={"task": "8"})
     observation, reward, terminated, truncated, info = env.step("nine")
     assert observation.startswith("The action was refused (ValueError: invalid literal")
-    assert (reward, terminated, truncated, info["refused"]) == (0.0, False, False, True)
+    assert (reward, terminated, truncated, info["format_error"]) == (0.0, False, False, True)
     assert env.snapshot().turn == 1
     observation, _, _, _, info = env.step("1")
     assert observation == "Higher than 1."

@@ -134,6 +134,9 @@ class LogConfig(_Section):
     trees_every_steps: int = Field(
         1, ge=0, description="training steps between saved rollout trees; 0 is none"
     )
+    checkpoint_every_steps: int = Field(
+        10, ge=0, description="training steps between checkpoints that a run can be resumed from; 0 is none"
+    )
 
 
 def _named(algorithm: Options) -> Options:

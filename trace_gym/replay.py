@@ -142,7 +142,7 @@ class ReplayEnv(ForkableEnv[ReplayState]):
         except _REFUSALS as error:
             turn = ReplayedTurn(action, None, b"", refused=True)
             observation = f"The action was refused ({type(error).__name__}: {error})."
-            return Turn.go(_longer(state, turn), observation, role="user", extra={"refused": True})
+            return Turn.go(_longer(state, turn), observation, role="user", extra={"format_error": True})
         self._at = after = _longer(state, ReplayedTurn(action, answer.noise, answer.digest))
         extra = _plain(answer.info)
         if answer.terminated:

@@ -112,6 +112,18 @@ class RunFolder:
             self._rows[name] = [{k: v for k, v in row.items() if v is not None} for row in table]
         return self._rows[name]
 
+    def forget_after(self, step: int) -> None:
+        """Drop rows and trees of `step` and later, so that a resumed run records them once. Evaluations at `step` stay
+        unless it is 0: they came before its checkpoint."""
+        for name, limit in (("metrics", step), ("evals", step + 1 if step else 0)):
+            rows = [row for row in self._read(name) if float(row["step"]) < limit]
+            if len(rows) < len(self._read(name)):
+                self._write(f"{name}.parquet", _parquet(_row_table(rows)))
+                self._rows[name] = rows
+        for path in (self.path / "trees").glob("step-*.parquet"):
+            if int(path.stem.removeprefix("step-")) >= step:
+                path.unlink()
+
     # ---- trees ------------------------------------------------------------------------------------------------------
 
     def trees_path(self, step: int) -> Path:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 
 import torch
 
 from trace_gym.actor import Actor, build_actor
-from trace_gym.algorithm import Algorithm, Metrics, RunContext, StepContext
+from trace_gym.algorithm import Algorithm, Credit, Metrics, RunContext, StepContext
+from trace_gym.checkpoint import load_newest, save_checkpoint
 from trace_gym.config import TrainConfig
 from trace_gym.engine import FloatArray
-from trace_gym.errors import ConfigError
+from trace_gym.errors import ConfigError, EngineError
 from trace_gym.evaluate import evaluate_actor, evaluation_row
 from trace_gym.ledger import Budget, Ledger
 from trace_gym.observer import Observer
@@ -32,62 +34,123 @@ from trace_gym.update import Updater, warm_up
 __all__ = ["train"]
 
 
-def train(config: TrainConfig, observer: Observer) -> RunFolder:
-    """Train as `config` says; returns the run's folder with metrics, trees, evaluations and the final policy."""
-    name, settings = config.algorithm["name"], {k: v for k, v in config.algorithm.items() if k != "name"}
-    algorithm = make_algorithm(str(name), settings)
-    actor = build_actor(config)
-    for notice in actor.env.notices():
-        observer.note(notice)
-    context, updater = _run_context(config, actor), _updater(config, actor, algorithm)
-    run = RunFolder.create(config.out, config.name, config=config, facts={"device": str(actor.device)})
-    budget, ledger = _budget(config), Ledger()
-    algorithm.start(context)
-    _evaluate(actor, config, run, observer, step=0)
-    for step in itertools.count():
-        left = budget.minus(ledger.total)
+@dataclass(slots=True)
+class _Session:
+    """What a run is made of."""
+
+    config: TrainConfig
+    actor: Actor
+    algorithm: Algorithm
+    updater: Updater
+    context: RunContext
+    budget: Budget
+    observer: Observer
+    ledger: Ledger = field(default_factory=Ledger)
+
+
+def train(
+    config: TrainConfig,
+    observer: Observer,
+    *,
+    resume: RunFolder | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> RunFolder:
+    """Train as `config` says; returns the run's folder with metrics, trees, evaluations and the final policy.
+
+    `resume` continues a run from its newest checkpoint; with `deterministic` its metrics equal an uninterrupted run's. When
+    `stop()` turns true the run ends after the present step, with a checkpoint.
+    """
+    s = _prepare(config, observer)
+    run = resume or RunFolder.create(
+        config.out, config.name, config=config, facts={"device": str(s.actor.device)}
+    )
+    first = _resume(run, s) if resume else 0
+    if first == 0:
+        _evaluate(s, run, step=0)
+    for step in itertools.count(first):
+        left = s.budget.minus(s.ledger.total)
         if step == config.budget.steps or _spent(left):
             break
+        if stop():
+            _checkpoint(run, s, step)
+            observer.note(f"stopped before step {step}; go on with: trace-gym train --resume {run.path}")
+            s.actor.engine.close()
+            return run
         start = time.perf_counter()
-        with ledger.timed("plant"):
-            pool = _pool(context, config.rollout.prompts_per_step, step)
-            ctx = plant_trees(actor.env, pool, actor.renderer, context, step, left)
-        grow_trees(
-            algorithm,
-            ctx,
-            engine=actor.engine,
-            renderer=actor.renderer,
-            env=actor.env,
-            settings=actor.settings,
-            ledger=ledger,
-            progress=lambda ctx: observer.progress(ctx, ledger),
-        )
+        ctx = _grow(s, step, left)
         if not any(len(tree) > 1 for tree in ctx.trees.values()):
             break  # what is left of the budget covers no rollout
-        with ledger.timed("algorithm"):
-            metrics = dict(algorithm.observe(ctx))
-            credits = algorithm.credit(ctx)
-            weights = token_weights(ctx.trees, credits, algorithm.normalise, algorithm.constant_tokens)
-            rows = flatten(ctx.trees, credits, weights, keep_zero=algorithm.kl > 0)
-        with ledger.timed("update"):
-            metrics |= updater.update(algorithm, rows, keyed_rng(config.seed, "minibatches", step))
-        with ledger.timed("load"):
-            actor.engine.load(actor.model.named_parameters(), step + 1)
-        with ledger.timed("log"):
-            metrics = _metrics(ctx, ledger, budget, config, step, start) | metrics
+        _expect_progress(ctx)
+        metrics, credits = _learn(s, ctx)
+        with s.ledger.timed("log"):
+            metrics |= _metrics(ctx, s, start)
             run.append_metrics(metrics)
-            if config.log.trees_every_steps and step % config.log.trees_every_steps == 0:
+            if _due(config.log.trees_every_steps, step):
                 run.save_trees(step, ctx.trees, credits)
         observer.step(metrics)
-        if config.eval.every_steps and (step + 1) % config.eval.every_steps == 0:
-            _evaluate(actor, config, run, observer, step=step + 1)
-    _evaluate(actor, config, run, observer, step=step)
-    save(run.policy_folder, actor.model, actor.tokenizer)
-    actor.engine.close()
+        if _due(config.eval.every_steps, step + 1):
+            _evaluate(s, run, step=step + 1)
+        if _due(config.log.checkpoint_every_steps, step + 1):
+            _checkpoint(run, s, step + 1)
+    _evaluate(s, run, step=step)
+    save(run.policy_folder, s.actor.model, s.actor.tokenizer)
+    s.actor.engine.close()
     return run
 
 
+def _grow(s: _Session, step: int, left: Budget) -> StepContext:
+    """The step's pool, grown into trees."""
+    with s.ledger.timed("plant"):
+        pool = _pool(s.context, s.config.rollout.prompts_per_step, step)
+        ctx = plant_trees(s.actor.env, pool, s.actor.renderer, s.context, step, left)
+    return grow_trees(
+        s.algorithm,
+        ctx,
+        engine=s.actor.engine,
+        renderer=s.actor.renderer,
+        env=s.actor.env,
+        settings=s.actor.settings,
+        ledger=s.ledger,
+        progress=lambda ctx: s.observer.progress(ctx, s.ledger),
+    )
+
+
+def _learn(s: _Session, ctx: StepContext) -> tuple[Metrics, Mapping[str, Credit]]:
+    """Credit, pack, loss, step; the engine gets the new weights."""
+    algorithm = s.algorithm
+    with s.ledger.timed("algorithm"):
+        metrics = dict(algorithm.observe(ctx))
+        credits = algorithm.credit(ctx)
+        weights = token_weights(ctx.trees, credits, algorithm.normalise, algorithm.constant_tokens)
+        rows = flatten(ctx.trees, credits, weights, keep_zero=algorithm.kl > 0)
+    with s.ledger.timed("update"):
+        metrics |= s.updater.update(algorithm, rows, keyed_rng(s.config.seed, "minibatches", ctx.step))
+    with s.ledger.timed("load"):
+        s.actor.engine.load(s.actor.model.named_parameters(), ctx.step + 1)
+    return metrics, credits
+
+
 # ---- setting up -----------------------------------------------------------------------------------------------------
+
+
+def _prepare(config: TrainConfig, observer: Observer) -> _Session:
+    fields_of = dict(config.algorithm)
+    algorithm = make_algorithm(str(fields_of.pop("name")), fields_of)
+    actor = build_actor(config)
+    for notice in actor.env.notices():
+        observer.note(notice)
+    b = config.budget
+    session = _Session(
+        config=config,
+        actor=actor,
+        algorithm=algorithm,
+        updater=_updater(config, actor, algorithm),
+        context=_run_context(config, actor),
+        budget=Budget(policy_tokens=b.policy_tokens, rollout_units=b.rollout_units, env_steps=b.env_steps),
+        observer=observer,
+    )
+    algorithm.start(session.context)
+    return session
 
 
 def _updater(config: TrainConfig, actor: Actor, algorithm: Algorithm) -> Updater:
@@ -122,13 +185,36 @@ def _run_context(config: TrainConfig, actor: Actor) -> RunContext:
     return RunContext(seed=config.seed, tasks=tasks, vocabulary=len(actor.tokenizer), embeddings=embeddings)
 
 
-def _budget(config: TrainConfig) -> Budget:
-    b = config.budget
-    return Budget(policy_tokens=b.policy_tokens, rollout_units=b.rollout_units, env_steps=b.env_steps)
-
-
 def _spent(left: Budget) -> bool:
     return any(getattr(left, f.name) == 0 for f in fields(Budget))
+
+
+def _checkpoint(run: RunFolder, s: _Session, next_step: int) -> None:
+    with s.ledger.timed("checkpoint"):
+        save_checkpoint(
+            run.path / "checkpoints",
+            next_step,
+            model=s.actor.model,
+            updater=s.updater,
+            algorithm=s.algorithm,
+            ledger=s.ledger,
+        )
+
+
+def _resume(run: RunFolder, s: _Session) -> int:
+    """Load the newest checkpoint and forget what was recorded after it; returns the step to go on with."""
+    step, notes = load_newest(
+        run.path / "checkpoints",
+        model=s.actor.model,
+        updater=s.updater,
+        algorithm=s.algorithm,
+        ledger=s.ledger,
+    )
+    run.forget_after(step)
+    s.actor.engine.load(s.actor.model.named_parameters(), step)
+    for note in (*notes, f"going on with step {step}" if step else "no checkpoint yet: starting again"):
+        s.observer.note(note)
+    return step
 
 
 # ---- the parts of a step --------------------------------------------------------------------------------------------
@@ -143,15 +229,22 @@ def _pool(run: RunContext, size: int, step: int) -> list[str]:
     return [run.tasks[i] for i in order[place * size : (place + 1) * size]]
 
 
-def _metrics(
-    ctx: StepContext, ledger: Ledger, budget: Budget, config: TrainConfig, step: int, start: float
-) -> Metrics:
+def _expect_progress(ctx: StepContext) -> None:
+    """A step without a single sampled token would repeat for ever. Raises `EngineError` with the first reason."""
+    if ctx.purse.spent.policy_tokens == 0:
+        reasons = (node.reason for tree in ctx.trees.values() for node in tree.nodes if node.reason)
+        raise EngineError(
+            f"step {ctx.step}: no turn could be sampled ({next(reasons, 'no reason was given')})"
+        )
+
+
+def _metrics(ctx: StepContext, s: _Session, start: float) -> Metrics:
     trees = [tree for tree in ctx.trees.values() if len(tree) > 1]
     outcomes = [outcome for tree in trees for outcome in tree.outcomes()]
     turns = sum(len(tree) - 1 for tree in trees)
     spent, seconds = ctx.purse.spent, time.perf_counter() - start
     metrics: Metrics = {
-        "step": float(step),
+        "step": float(ctx.step),
         "success": sum(outcomes) / len(outcomes) if outcomes else float("nan"),
         "effective_ratio": sum(tree.mixed() for tree in trees) / len(trees),
         "format_error_rate": sum(n.format_error for tree in trees for n in tree.nodes) / max(1, turns),
@@ -160,27 +253,32 @@ def _metrics(
         "refused": float(ctx.refused),
         "tokens_per_s": spent.policy_tokens / seconds,
         "seconds": seconds,
-        "budget_used": _used(ledger, budget, config.budget.steps, step),
+        "budget_used": _used(s, ctx.step),
     }
-    metrics |= {f.name: float(getattr(ledger.total, f.name)) for f in fields(ledger.total)}
-    return metrics | {f"seconds_{phase}": value for phase, value in ledger.seconds.items()}
+    metrics |= {f.name: float(getattr(s.ledger.total, f.name)) for f in fields(s.ledger.total)}
+    return metrics | {f"seconds_{phase}": value for phase, value in s.ledger.seconds.items()}
 
 
-def _used(ledger: Ledger, budget: Budget, steps: int | None, step: int) -> float:
+def _due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _used(s: _Session, step: int) -> float:
     """The largest share used of any limit, 0 to 1."""
-    limits = {f.name: getattr(budget, f.name) for f in fields(budget)}
-    shares = [float(getattr(ledger.total, name) / limit) for name, limit in limits.items() if limit]
+    limits = {f.name: getattr(s.budget, f.name) for f in fields(s.budget)}
+    shares = [float(getattr(s.ledger.total, name) / limit) for name, limit in limits.items() if limit]
+    steps = s.config.budget.steps
     return max([*shares, (step + 1) / steps if steps else 0.0])
 
 
-def _evaluate(actor: Actor, config: TrainConfig, run: RunFolder, observer: Observer, *, step: int) -> None:
+def _evaluate(s: _Session, run: RunFolder, *, step: int) -> None:
     """Sampled success, and greedy success where asked for, on the evaluation split; the same tasks and seeds each time."""
-    if not config.eval.tasks:
+    if not s.config.eval.tasks or any(row["step"] == step for row in run.evals()):
         return
-    row = {"step": float(step)} | evaluation_row(
-        "eval", evaluate_actor(actor, config, greedy=False, observer=observer)
-    )
-    if config.eval.greedy:
-        row |= evaluation_row("eval_greedy", evaluate_actor(actor, config, greedy=True, observer=observer))
+    row = {"step": float(step)}
+    for prefix, greedy in (("eval", False), ("eval_greedy", True)):
+        if not greedy or s.config.eval.greedy:
+            found = evaluate_actor(s.actor, s.config, greedy=greedy, observer=s.observer)
+            row |= evaluation_row(prefix, found)
     run.append_eval(row)
-    observer.evaluated(row)
+    s.observer.evaluated(row)

@@ -29,7 +29,7 @@ def leave_one_out(tree: Tree) -> npt.NDArray[np.float64]:
     value, k = tree.values(), int(tree.draws()[0])  # k rollouts are scored
     if k < 2:
         return np.full(len(tree), np.nan)
-    others = (k * value[0] - value) / (k - 1)
+    others = (k * float(value[0]) - value) / (k - 1)
     return value - others
 
 
@@ -42,7 +42,9 @@ class RLOO(Algorithm):
 
     def __post_init__(self) -> None:
         if self.rollouts < 2:
-            raise ValueError(f"rollouts must be at least 2, for one has no other to be judged by, not {self.rollouts}")
+            raise ValueError(
+                f"rollouts must be at least 2, for one has no other to be judged by, not {self.rollouts}"
+            )
 
     def plan(self, ctx: StepContext) -> Sequence[Branch]:
         if ctx.idle:  # asked again because trees have ended: there is nothing to add

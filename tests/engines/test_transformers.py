@@ -162,6 +162,16 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_company(model: LlamaForCausal
     assert complete(engine, again)[0].tokens.tolist() != alone[1].tokens.tolist()
 
 
+def test_the_seed_names_the_uniforms_that_are_inverted(model: LlamaForCausalLM) -> None:
+    (prompt,) = prefixes(25, [9])
+    (done,) = complete(TransformersEngine(model), Request(prompt, max_tokens=20, seed=123, temperature=1.5))
+    tokens = prompt
+    for uniform in np.random.Generator(np.random.PCG64(123)).random(20):
+        weights = (logits_of(model, tokens)[-1].double() / 1.5).softmax(-1).cumsum(-1).numpy()
+        tokens = np.append(tokens, np.int32(np.searchsorted(weights, uniform, side="right")))
+    assert done.tokens.tolist() == tokens[9:].tolist()
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 def test_tokens_are_distributed_as_the_tempered_softmax(temperature: float) -> None:
     model = make_model(vocab_size=8)
@@ -282,6 +292,18 @@ def test_requests_that_arrive_together_compute_their_common_prefix_once(model: L
         assert logprob_error(model, request, completion) < LOGPROB_ERROR
 
 
+def test_prefills_are_bounded_and_padded_little() -> None:
+    model = fragile()
+    engine = TransformersEngine(model, max_prefill_tokens=32)
+    requests = [
+        Request(p, max_tokens=1, seed=0) for p in prefixes(26, [100, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 20])
+    ]
+    model.shapes.clear()
+    for request, completion in zip(requests, complete(engine, *requests), strict=True):
+        assert logprob_error(model, request, completion) < LOGPROB_ERROR
+    assert model.shapes[:6] == [(10, 3), (1, 20), (1, 32), (1, 32), (1, 32), (1, 4)]
+
+
 def test_waiting_requests_are_served_in_order(model: LlamaForCausalLM) -> None:
     engine = TransformersEngine(model, max_batch=2)
     (prompt,) = prefixes(14, [30])
@@ -346,12 +368,17 @@ def test_weights_may_be_tied_and_half_precision() -> None:
 
 
 class Fragile(LlamaForCausalLM):
-    """Fails on demand: `break_on` is a number of query tokens, `poison` makes the logits of that many rows NaN."""
+    """Fails on demand: `break_on` is a number of query tokens, `poison` makes the logits of that many rows NaN.
+
+    `shapes` lists the passes made.
+    """
 
     break_on: int = -1
     poison: int = 0
+    shapes: list[tuple[int, ...]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.shapes.append(tuple(kwargs["input_ids"].shape))
         if kwargs["input_ids"].shape[1] == self.break_on:
             raise RuntimeError("no\nmemory")
         out = super().forward(*args, **kwargs)
@@ -363,6 +390,7 @@ def fragile() -> Fragile:
     model = make_model()
     model.__class__ = Fragile
     assert isinstance(model, Fragile)
+    model.shapes = []
     return model
 
 

@@ -388,6 +388,16 @@ class HalfCharacters(PurseEnv):
         return f"{observation}\ud800", *rest  # type: ignore[return-value]
 
 
+class ObjectInInfo(PurseEnv):
+    def _info(self, now: Snapshot) -> Info:
+        return {**super()._info(now), "env": [Bag()]}
+
+
+class NoTasks(PurseEnv):
+    def tasks(self, split: str) -> Sequence[str]:
+        return super().tasks(split)[:0]
+
+
 class EarlyReward(PurseEnv):
     def judged(self, state: Purse) -> Turn[Purse]:
         turn = super().judged(state)

@@ -14,7 +14,7 @@ import trace_gym.check.playing
 import trace_gym.check.snapshots  # noqa: F401  (both fill RULES)
 from trace_gym.check.probe import Given, Subject
 from trace_gym.check.rules import RULES, Broken, Rule, Unexercised
-from trace_gym.errors import EnvironmentContractError
+from trace_gym.errors import ConfigError, EnvironmentContractError
 
 __all__ = ["RULES", "Report", "check_env"]
 
@@ -43,6 +43,8 @@ def check_env(env: Given, *, max_tasks: int = 2) -> Report:
 
     Raises `EnvironmentContractError` with one line per broken rule.
     """
+    if max_tasks < 1:
+        raise ConfigError(f"check_env needs at least one task, not max_tasks={max_tasks}")
     subject = Subject(env, max_tasks=max_tasks)
     exercised: list[str] = []
     unexercised: dict[str, str] = {}

@@ -23,6 +23,7 @@ from trace_gym.errors import ConfigError, EnvironmentContractError, Irreversible
 
 __all__ = [
     "GARBAGE",
+    "NOT_PLAIN",
     "AnyEnv",
     "Episode",
     "Given",
@@ -46,6 +47,7 @@ Maker = Callable[[], gymnasium.Env[str, str]]
 Given = str | gymnasium.Env[str, str] | Maker
 
 GARBAGE = ("", "no such thing", "<tool_call>{not json}</tool_call>")
+NOT_PLAIN = "not plain data:"
 MAX_TURNS = 10  # of a recorded episode; longer ones are left unfinished
 SEED = 20
 
@@ -79,9 +81,13 @@ def _plain(value: object) -> Any:
     if isinstance(value, str):
         return value
     try:
-        return msgspec.msgpack.decode(msgspec.msgpack.encode(value, enc_hook=repr))
-    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.DecodeError):
-        return repr(value)
+        return msgspec.msgpack.decode(msgspec.msgpack.encode(value, enc_hook=_stand_in))
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.DecodeError) as error:
+        return f"{NOT_PLAIN} {error}"
+
+
+def _stand_in(value: object) -> object:
+    return value.item() if isinstance(value, np.generic) else f"{NOT_PLAIN} {type(value).__name__}"
 
 
 def difference(actual: Sequence[Shown], wanted: Sequence[Shown], *, turn: int = 0) -> str:
@@ -98,7 +104,7 @@ def difference(actual: Sequence[Shown], wanted: Sequence[Shown], *, turn: int = 
 
 def _apart(left: object, right: object) -> str:
     if isinstance(left, dict) and isinstance(right, dict):
-        for key in sorted(left.keys() | right.keys()):
+        for key in sorted(left.keys() | right.keys(), key=str):
             if left.get(key, _NOTHING) != right.get(key, _NOTHING):
                 return f"{key!r}: {_apart(left.get(key, _NOTHING), right.get(key, _NOTHING))}"
     return f"{_brief(left)} instead of {_brief(right)}"
@@ -286,6 +292,8 @@ class Subject:
         picked = [*train[: (self.max_tasks + 1) // 2], *train[::-1][: self.max_tasks // 2]]
         with contextlib.suppress(TraceGymError):
             picked += list(self.env.tasks("test"))[:1]
+        if not picked:
+            raise Unexercised("there are no tasks")
         return list(dict.fromkeys(picked))
 
     @property

@@ -335,6 +335,6 @@ def _is_pickle(data: bytes) -> bool:
     if not (data.startswith(b"\x80") and data.endswith(b".")):
         return False
     try:
-        return any(True for _ in pickletools.genops(data))  # reads, never runs
-    except ValueError:
+        return len(list(pickletools.genops(data))) > 1  # reads, never runs
+    except Exception:
         return False
