@@ -23,3 +23,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real task files at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy that has barely learned the format: enough for the machinery."""
+    from trace_gym.plugins import make_env  # heavy, and most tests need no policy
+    from trace_gym.warmup import warmup
+
+    out = tmp_path_factory.mktemp("warm") / "policy"
+    env = make_env("trace_gym/Math-v0", {"difficulty": "1-2"})
+    warmup(out, env=env, steps=120, demonstrations=400, d_model=48, layers=2, batch=16)
+    return out

@@ -137,7 +137,7 @@ def test_train_passes_the_settings_on_and_tells_the_gain(
 ) -> None:
     seen: list[TrainConfig] = []
 
-    def train(config: TrainConfig, observer: Observer) -> RunFolder:
+    def train(config: TrainConfig, observer: Observer, **options: object) -> RunFolder:
         seen.append(config)
         observer.step({"step": 0.0, "success": 0.5})
         return finished_run
@@ -210,7 +210,7 @@ def test_a_missing_package_is_told_with_how_to_install_it(
 
 
 def test_our_own_bugs_keep_their_traceback(fake: Fake) -> None:
-    def train(config: TrainConfig, observer: Observer) -> RunFolder:
+    def train(config: TrainConfig, observer: Observer, **options: object) -> RunFolder:
         raise ZeroDivisionError
 
     fake("trace_gym.train", train=train)
@@ -221,7 +221,7 @@ def test_an_interrupted_run_ends_with_status_130() -> None:
     code = """
 import sys, time, types
 fake = types.ModuleType("trace_gym.train")
-def train(config, observer):
+def train(config, observer, resume, stop):
     print("started", flush=True)
     time.sleep(30)
 fake.train = train
@@ -235,7 +235,10 @@ main()
     )
     assert process.stdout is not None and process.stdout.readline() == "started\n"
     start = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)  # asks politely
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)  # insists
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said
     assert time.monotonic() - start < 10

@@ -16,18 +16,9 @@ from trace_gym.observer import Silent
 from trace_gym.plugins import make_env
 from trace_gym.runs import RunFolder
 from trace_gym.train import train
-from trace_gym.warmup import demonstrate, demonstration_row, warmup
+from trace_gym.warmup import demonstrate, demonstration_row
 
 SMALL = ("env.options.difficulty=1-2", "eval.tasks=8", "rollout.prompts_per_step=4", "algorithm.group=4")
-
-
-@pytest.fixture(scope="session")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy that has barely learned the format: enough for the machinery."""
-    out = tmp_path_factory.mktemp("warm") / "policy"
-    env = make_env("trace_gym/Math-v0", {"difficulty": "1-2"})
-    warmup(out, env=env, steps=120, demonstrations=400, d_model=48, layers=2, batch=16)
-    return out
 
 
 def settings(policy: Path, out: Path, *more: str) -> TrainConfig:

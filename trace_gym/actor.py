@@ -15,26 +15,34 @@ from trace_gym.config import TrainConfig
 from trace_gym.engine import Engine
 from trace_gym.engines.transformers import TransformersEngine
 from trace_gym.env import ForkableEnv
+from trace_gym.finetune import Learner, load_frozen, load_learner
 from trace_gym.plugins import make_env
-from trace_gym.policy import pick_device
 from trace_gym.render import ChatRenderer, Renderer
 from trace_gym.rollout import RolloutSettings
-from trace_gym.tiny import load_policy_folder
 
 __all__ = ["Actor", "build_actor"]
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """See the module. The engine samples from `model` itself, so an optimiser step reaches it at once."""
+    """See the module. The engine samples from `learner.sampler`; `Engine.load` with the model's parameters keeps it current."""
 
-    model: Any
+    learner: Learner
     tokenizer: Any
     renderer: Renderer
     engine: Engine
     env: ForkableEnv[Any]
     settings: RolloutSettings
-    device: torch.device
+
+    @property
+    def model(self) -> Any:
+        """What learns: a Hugging Face model, with adapters inside where those learn."""
+        return self.learner.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy is."""
+        return self.learner.device
 
     def eval_tasks(self, split: str, count: int) -> Sequence[str]:
         """`count` tasks spread evenly over the split, so that every kind of task is among them."""
@@ -42,21 +50,21 @@ class Actor:
         return tasks if count >= len(tasks) else [tasks[i * len(tasks) // count] for i in range(count)]
 
 
-def build_actor(config: TrainConfig) -> Actor:
-    """Load the policy (float32 weights) and make the environment. Raises `ConfigError` for what cannot be had."""
+def build_actor(config: TrainConfig, *, learns: bool = False) -> Actor:
+    """Load the policy, to learn or just to act, and make the environment. Raises `ConfigError` for what cannot be had."""
     env = make_env(config.env.id, config.env.options)
-    device = pick_device(config.policy.device)
-    model, tokenizer = load_policy_folder(config.policy.path, dtype=torch.float32, device=device)
-    model.eval()
+    if learns:
+        learner, tokenizer = load_learner(config.policy, seed=config.seed)
+    else:
+        learner, tokenizer = load_frozen(config.policy)
     limits = {
         f.name: getattr(config.rollout, f.name) for f in fields(RolloutSettings) if f.name != "lockstep"
     }
     return Actor(
-        model=model,
+        learner=learner,
         tokenizer=tokenizer,
         renderer=ChatRenderer(tokenizer, template_args=config.policy.template_args),
-        engine=TransformersEngine(model, max_batch=config.engine.max_batch),
+        engine=TransformersEngine(learner.sampler, max_batch=config.engine.max_batch),
         env=env,
         settings=RolloutSettings(**limits, lockstep=config.deterministic),
-        device=device,
     )

@@ -25,6 +25,7 @@ __all__ = [
     "EnvConfig",
     "EvalConfig",
     "LogConfig",
+    "LoraConfig",
     "OptimConfig",
     "PolicyConfig",
     "RolloutConfig",
@@ -50,15 +51,30 @@ class EnvConfig(_Section):
     options: Options = Field({}, description="arguments of gymnasium.make, such as {difficulty: 3}")
 
 
+class LoraConfig(_Section):
+    """Low-rank adapters that learn in place of the weights."""
+
+    rank: int = Field(0, ge=0, description="of the adapters; 0 is none: every weight learns")
+    alpha: float = Field(32.0, gt=0, description="an adapter counts alpha / rank times")
+    targets: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="layers that get one, such as [q_proj, v_proj]; [] is all but the output head"
+    )
+
+
 class PolicyConfig(_Section):
     """The language model to train."""
 
     path: FolderPath = Field(
-        "policy", description="Hugging Face model folder; `trace-gym warmup --out policy` makes one"
+        "policy",
+        description="model folder, a name of `trace-gym model list`, or one on the Hugging Face hub",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="precision of forward passes, weights stay float32; auto is bfloat16 on cuda"
+        "auto", description="precision of forward passes, what learns stays float32; auto is bfloat16 on cuda"
+    )
+    lora: LoraConfig = LoraConfig()
+    gradient_checkpointing: bool = Field(
+        False, description="less memory: layers are computed again in the backward pass"
     )
     template_args: Options = Field(
         {}, description="arguments of the chat template, such as {enable_thinking: false}"

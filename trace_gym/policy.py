@@ -2,19 +2,22 @@
 
 Invariants: log-probs are those of the distribution the engine samples from (logits divided by the same temperature);
 padding is masked by length, never by token id (the pad token may be the end-of-turn token); the output head runs only
-where a log-prob is needed.
+where a log-prob is needed, unless the model does something to its hidden states or logits besides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
+from trace_gym.errors import ConfigError
 from trace_gym.pack import Row
 
 __all__ = ["Policy", "TensorBatch", "micro_batches", "pick_device"]
@@ -69,13 +72,26 @@ def micro_batches(rows: Sequence[Row], max_tokens: int) -> Iterator[list[int]]:
 
 
 class Policy:
-    """A causal language model and how to read log-probs off it."""
+    """A causal language model and how to read log-probs off it.
 
-    def __init__(self, model: Any, *, temperature: float = 1.0, autocast: torch.dtype | None = None) -> None:
+    `autocast` is the precision of forward passes where it is not the weights' own. `checkpointing` keeps the layers' inputs
+    only and computes the layers again in the backward pass; `ConfigError` for a model that cannot.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        temperature: float = 1.0,
+        autocast: torch.dtype | None = None,
+        checkpointing: bool = False,
+    ) -> None:
         self.model = model
         self.temperature = temperature
         self.autocast = autocast
         self.device = next(model.parameters()).device
+        self._checkpointed = _checkpointed_layers(model) if checkpointing else []
+        self._head_only = _head_is_last(model, self.device)
 
     def logprobs(self, tokens: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Log-prob of each token given those before it, [B, T]; 0 where `wanted` [B, T] is False (token 0 must be).
@@ -83,14 +99,77 @@ class Policy:
         Rows are right-padded; causal attention keeps padding from reaching what comes before it.
         """
         wanted = wanted[:, 1:]
-        with self._precision():
-            hidden = self.model.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
-            logits = self.model.get_output_embeddings()(hidden[wanted])
+        with self._precision(), self._checkpointing():
+            logits = self._logits(tokens[:, :-1], wanted)
         logits = logits.float() / self.temperature
         picked = logits.gather(-1, tokens[:, 1:][wanted].unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
         out = torch.zeros(tokens.shape, device=tokens.device, dtype=picked.dtype)
         index = torch.nn.functional.pad(wanted, (1, 0)).nonzero(as_tuple=True)
         return out.index_put(index, picked)
 
+    def _logits(self, tokens: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Logits [n, V] after the n wanted positions of [B, T]."""
+        if not self._head_only:
+            return self.model(input_ids=tokens, use_cache=False).logits[wanted]  # type: ignore[no-any-return]
+        hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        return self.model.get_output_embeddings()(hidden[wanted])  # type: ignore[no-any-return]
+
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """Layers checkpoint in training mode only. They are put in it without what they hold, where dropout would begin."""
+        layers = self._checkpointed if torch.is_grad_enabled() else []
+        before = [layer.training for layer in layers]
+        try:
+            for layer in layers:
+                layer.training = True
+            yield
+        finally:
+            for layer, mode in zip(layers, before, strict=True):
+                layer.training = mode
+
+
+def _checkpointed_layers(model: Any) -> list[Any]:
+    layers = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+    if not layers or not getattr(model, "supports_gradient_checkpointing", False):
+        raise ConfigError(
+            f"{type(model).__name__} has no gradient checkpointing: set policy.gradient_checkpointing=false"
+        )
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    return layers
+
+
+def _head_is_last(model: Any, device: torch.device) -> bool:
+    """Whether the model's logits are its output head on the last hidden states and nothing else.
+
+    Models that scale or cap their logits, or scale what enters the head, are found out by giving the head an output made
+    up here, large enough for any cap to show, and by looking at its input.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    base = getattr(model, "base_model", None)
+    if head is None or base is None or base is model:
+        return False
+    seen: list[torch.Tensor] = []
+
+    def replace(module: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        made_up = torch.linspace(-200, 200, output.numel(), device=output.device).reshape(output.shape)
+        seen.extend((arguments[0], made_up.to(output.dtype)))
+        return seen[1]
+
+    ids = torch.arange(4, device=device)[None] % head.weight.shape[0]
+    handle = head.register_forward_hook(replace)
+    try:
+        with torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits
+            hidden = getattr(base(input_ids=ids, use_cache=False), "last_hidden_state", None)
+    finally:
+        handle.remove()
+    if hidden is None or len(seen) != 2 or hidden.shape != seen[0].shape:
+        return False
+    return torch.equal(logits.to(seen[1].dtype), seen[1]) and torch.allclose(
+        hidden, seen[0], rtol=1e-3, atol=1e-5
+    )

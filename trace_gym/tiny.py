@@ -35,7 +35,7 @@ from transformers.utils import logging
 from trace_gym.chat import BARE
 from trace_gym.errors import ConfigError
 
-__all__ = ["MAX_POSITIONS", "load_policy_folder", "make_model", "make_tokenizer", "save"]
+__all__ = ["MAX_POSITIONS", "load_policy_folder", "make_model", "make_tokenizer", "quiet", "save"]
 
 MAX_POSITIONS = 1024
 END, PAD, USER, TOOL, AGENT = SPECIAL = ("<|end|>", "<|pad|>", "<|user|>", "<|tool|>", "<|agent|>")
@@ -147,7 +147,7 @@ def save(folder: Path | str, model: PreTrainedModel, tokenizer: PreTrainedTokeni
     mark = secrets.token_hex(4)
     fresh, old = (folder.with_name(f".{folder.name}.{mark}.{kind}") for kind in ("new", "old"))
     try:
-        with _quiet():
+        with quiet():
             model.save_pretrained(fresh)
             tokenizer.save_pretrained(fresh)
         if folder.exists():
@@ -212,7 +212,7 @@ def _check_folder(folder: Path) -> None:
 
 def _load(kind: Any, source: str, what: str, **options: Any) -> Any:
     try:
-        with _quiet():
+        with quiet():
             return kind.from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:  # transformers, the hub's client and safetensors each raise their own
         reason = " ".join(str(error).split())[:300]
@@ -220,7 +220,7 @@ def _load(kind: Any, source: str, what: str, **options: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and no warnings of transformers: what goes wrong is raised, in one line."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -5,7 +5,6 @@ Everything random is keyed by (seed, step), so a step depends on the weights and
 
 from __future__ import annotations
 
-import copy
 import itertools
 import time
 from collections.abc import Callable, Mapping
@@ -24,11 +23,9 @@ from trace_gym.ledger import Budget, Ledger
 from trace_gym.observer import Observer
 from trace_gym.pack import flatten, token_weights
 from trace_gym.plugins import make_algorithm
-from trace_gym.policy import Policy
 from trace_gym.rollout import grow_trees, plant_trees
 from trace_gym.runs import RunFolder
 from trace_gym.seeding import keyed_rng
-from trace_gym.tiny import save
 from trace_gym.update import Updater, warm_up
 
 __all__ = ["train"]
@@ -93,7 +90,8 @@ def train(
         if _due(config.log.checkpoint_every_steps, step + 1):
             _checkpoint(run, s, step + 1)
     _evaluate(s, run, step=step)
-    save(run.policy_folder, s.actor.model, s.actor.tokenizer)
+    s.actor.learner.save_adapter(run.path / "adapter")
+    s.actor.learner.save(run.policy_folder, s.actor.tokenizer)
     s.actor.engine.close()
     return run
 
@@ -136,7 +134,7 @@ def _learn(s: _Session, ctx: StepContext) -> tuple[Metrics, Mapping[str, Credit]
 def _prepare(config: TrainConfig, observer: Observer) -> _Session:
     fields_of = dict(config.algorithm)
     algorithm = make_algorithm(str(fields_of.pop("name")), fields_of)
-    actor = build_actor(config)
+    actor = build_actor(config, learns=True)
     for notice in actor.env.notices():
         observer.note(notice)
     b = config.budget
@@ -154,24 +152,17 @@ def _prepare(config: TrainConfig, observer: Observer) -> _Session:
 
 
 def _updater(config: TrainConfig, actor: Actor, algorithm: Algorithm) -> Updater:
-    optim, device = config.optim, actor.device
-    precision = config.policy.dtype
-    half = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    autocast = torch.bfloat16 if half else None  # of forward passes; the weights stay float32
-    reference = None
-    if algorithm.kl > 0:
-        frozen = copy.deepcopy(actor.model).requires_grad_(False)
-        reference = Policy(frozen, temperature=config.rollout.temperature, autocast=autocast)
+    optim, learner, temperature = config.optim, actor.learner, config.rollout.temperature
     return Updater(
-        policy=Policy(actor.model, temperature=config.rollout.temperature, autocast=autocast),
+        policy=learner.policy(temperature),
         optimizer=torch.optim.AdamW(
-            actor.model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
+            learner.learned(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
         ),
         lr=warm_up(optim.lr, optim.warmup_steps),
         max_grad_norm=optim.max_grad_norm,
         minibatches=optim.minibatches,
         micro_batch_tokens=optim.micro_batch_tokens,
-        reference=reference,
+        reference=learner.reference(temperature) if algorithm.kl > 0 else None,
     )
 
 
@@ -280,5 +271,8 @@ def _evaluate(s: _Session, run: RunFolder, *, step: int) -> None:
         if not greedy or s.config.eval.greedy:
             found = evaluate_actor(s.actor, s.config, greedy=greedy, observer=s.observer)
             row |= evaluation_row(prefix, found)
+    s.actor.engine.load(
+        s.actor.model.named_parameters(), step
+    )  # an empty cache: a resumed run starts with one too
     run.append_eval(row)
     s.observer.evaluated(row)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -63,6 +66,9 @@ def train_command(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print all settings and stop.")
     ] = False,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run from its newest checkpoint.")
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Train a policy with an algorithm in an environment.
@@ -71,17 +77,19 @@ def train_command(
     Examples:  trace-gym train policy.path=policy algorithm.group=16 budget.steps=50
                trace-gym train run.yaml seed=1
                trace-gym train --print-config > run.yaml
+               trace-gym train --resume runs/train
+
+    Ctrl-C ends a run after the present step, a second one at once; either way --resume goes on.
     """
-    path, overrides = _file_and_overrides(settings or [])
-    config = _with_all_fields(load_config(path, overrides))
+    run, config = _run_and_config(resume, settings or [])
     if print_config:
         typer.echo(dump_config(config), nl=False)
         return
     from trace_gym.display import LiveDisplay
     from trace_gym.train import train
 
-    with LiveDisplay() as display:
-        run = train(config, display)
+    with LiveDisplay() as display, stop_on_interrupt(display.note) as stop:
+        run = train(config, display, resume=run, stop=stop)
     typer.echo(_gain(run))
     typer.echo(f"run folder: {run.path}")
 
@@ -133,6 +141,24 @@ def evaluate_command(
     typer.echo(printable(_summary(result)))
 
 
+@contextlib.contextmanager
+def stop_on_interrupt(note: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C asks politely, through what is yielded; a second one interrupts at once."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, before)
+        note("stopping after this step; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 # ---- words into settings --------------------------------------------------------------------------------------------
 
 
@@ -142,6 +168,19 @@ def _file_and_overrides(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     if len(files) > 1:
         raise ConfigError(f"{files[0]!r} and {files[1]!r}: give one config file; a setting is key=value")
     return (Path(files[0]) if files else None), [word for word in words if word not in files]
+
+
+def _run_and_config(resume: Path | None, settings: Sequence[str]) -> tuple[RunFolder | None, TrainConfig]:
+    """The run to go on with, if any, and the settings: its own, or those given."""
+    if resume is None:
+        path, overrides = _file_and_overrides(settings)
+        return None, _with_all_fields(load_config(path, overrides))
+    if settings:
+        raise ConfigError("--resume goes on with the run's own settings; start a new run to change them")
+    from trace_gym.runs import RunFolder
+
+    run = RunFolder.open(resume)
+    return run, run.config()
 
 
 def _with_all_fields(config: TrainConfig) -> TrainConfig:
@@ -179,8 +218,8 @@ def _policy_of(path: str) -> tuple[Path | None, list[str]]:
 def _gain(run: RunFolder) -> str:
     """Held-out success before and after."""
     evals = [row for row in run.evals() if "eval_success" in row]
-    if not evals:
-        return "no evaluation (eval.tasks=0)"
+    if len(evals) < 2:
+        return "not evaluated before and after"
     before, after = evals[0], evals[-1]
     names = {"eval_success": "held-out success", "eval_greedy_success": "greedy"}
     return ", ".join(f"{text} {before[n]:.3f} -> {after[n]:.3f}" for n, text in names.items() if n in before)
