@@ -55,7 +55,7 @@ class LoraConfig(_Section):
     """Low-rank adapters that learn in place of the weights."""
 
     rank: int = Field(0, ge=0, description="of the adapters; 0 is none: every weight learns")
-    alpha: float = Field(32.0, gt=0, description="an adapter counts alpha / rank times")
+    alpha: int = Field(32, ge=1, description="an adapter counts alpha / rank times")
     targets: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="layers that get one, such as [q_proj, v_proj]; [] is all but the output head"
     )

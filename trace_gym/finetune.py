@@ -112,7 +112,9 @@ def load_learner(settings: PolicyConfig, *, seed: int) -> tuple[Learner, Any]:
     if adapts:
         adapted = _adapt(model, settings.lora, seed)
         return Learner(model, model, settings, autocast, adapted), tokenizer
-    sampler = copy.deepcopy(model).to(torch.bfloat16).requires_grad_(False) if half else model
+    sampler: Any = model
+    if half:
+        sampler = copy.deepcopy(model).bfloat16().requires_grad_(False)
     return Learner(model, sampler, settings, autocast), tokenizer
 
 
@@ -168,6 +170,7 @@ def _merged(model: Any) -> Any:
     from peft.tuners.lora import LoraLayer
 
     weights = {name: tensor.detach().float().cpu() for name, tensor in model.state_dict().items()}
+    layer: Any
     for place, layer in model.named_modules():
         if isinstance(layer, LoraLayer):
             inside = {name: weights.pop(name) for name in list(weights) if name.startswith(f"{place}.")}

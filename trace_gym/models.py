@@ -218,7 +218,7 @@ def _convert(gguf: Path, known: KnownModel, folder: Path) -> None:
     try:
         with quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **options)
-            model = transformers.AutoModelForCausalLM.from_pretrained(
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 gguf.parent, dtype=torch.bfloat16, **options, **more
             )
     except Exception as error:  # transformers and gguf each raise their own

@@ -24,7 +24,7 @@ import numpy as np
 from trace_gym.algorithm import Algorithm, Branch, RunContext, StepContext
 from trace_gym.engine import Completion, Engine, IntArray, Request
 from trace_gym.env import ForkableEnv, Snapshot
-from trace_gym.errors import EngineError, IrreversibleError, PluginError
+from trace_gym.errors import EngineError, EnvironmentContractError, IrreversibleError, PluginError
 from trace_gym.ledger import CONTINUATION_UNITS, ROOT_UNITS, Budget, Cost, Ledger, Purse
 from trace_gym.render import Renderer
 from trace_gym.seeding import derive_seed
@@ -289,7 +289,7 @@ class _Loop:
         for completion in completions:
             asked = self.sampling.pop(completion.request_id, None)
             if asked is not None:  # else it was given up at its deadline
-                self.answer(asked, completion)
+                self.answer(asked, _checked(completion))
 
     def answer(self, rollout: _Rollout, completion: Completion) -> None:
         """Start the environment step that answers a sampled turn."""
@@ -432,11 +432,44 @@ class _Loop:
             self.end(rollout, "censored", f"engine: no turn within {self.settings.turn_deadline_s:g} s")
 
 
+def _checked(completion: Completion) -> Completion:
+    """The completion, or the same as an error when its numbers cannot be trained on."""
+    tokens, logprobs = len(completion.tokens), len(completion.logprobs)
+    if completion.finish in ("error", "aborted"):
+        return completion
+    if tokens != logprobs:
+        problem = f"{tokens} tokens with {logprobs} log-probs"
+    elif tokens == 0:
+        problem = "no token"
+    elif not np.isfinite(completion.logprobs).all():
+        problem = "a log-prob that is not finite"
+    else:
+        return completion
+    return replace(
+        completion,
+        tokens=NO_TOKENS,
+        logprobs=NO_LOGPROBS,
+        finish="error",
+        error=f"the engine returned {problem}",
+    )
+
+
+def _check_answer(observation: object, reward: object, info: object) -> None:
+    """Whatever an environment answers enters the record, so what is no answer must fail here and not later."""
+    if not isinstance(observation, str):
+        raise EnvironmentContractError(f"the observation is a {type(observation).__name__}, not a string")
+    if not isinstance(reward, int | float | np.number) or not np.isfinite(float(reward)):
+        raise EnvironmentContractError(f"the reward is {reward!r}, not a finite number")
+    if not isinstance(info, dict) or info.get("role") not in ("user", "tool"):
+        raise EnvironmentContractError("info['role'] is neither user nor tool")
+
+
 def _take_step(env: ForkableEnv[Any], action: str, start_from: Snapshot | None, noise: int) -> _Step:
     """Runs in a worker thread: one environment step, and the state it leads to."""
     if start_from is not None:
         env.restore(start_from, seed=noise)
     observation, reward, terminated, truncated, info = env.step(action)
+    _check_answer(observation, reward, info)
     snapshot = None
     if not (terminated or truncated):
         with contextlib.suppress(IrreversibleError):  # the rollout goes on; the node is no anchor

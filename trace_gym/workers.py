@@ -32,7 +32,7 @@ class Done(Generic[T]):
 
     key: int
     result: T | None
-    error: Exception | None
+    error: BaseException | None
     seconds: float
 
 
@@ -57,7 +57,7 @@ class Workers(Generic[T]):
             start = time.perf_counter()
             try:
                 done = Done(job.key, job.work(), None, time.perf_counter() - start)
-            except Exception as error:  # reported to the loop, which decides what the leaf becomes
+            except BaseException as error:  # SystemExit too: the loop decides what the leaf becomes
                 done = Done(job.key, None, error, time.perf_counter() - start)
             self._done.put((job, done))
             if job.abandoned:

@@ -1,4 +1,4 @@
-"""RLOO: each rollout judged against the mean of the others (Ahmadian et al. 2024, arXiv 2402.14740, section 3.3).
+"""RLOO: each rollout judged against the mean of the others (Ahmadian et al. 2024, arXiv 2402.14740).
 
     A_i = r_i - 1/(k-1) * sum_{j != i} r_j      for the k rollouts i of one prompt; every turn of rollout i gets A_i
 

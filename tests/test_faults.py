@@ -1,0 +1,199 @@
+"""Injected faults: each ends its own leaf with a reason, never with a reward of 0, and the ledger still adds up."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.walk import Walk, WalkEnv, random_walk, walker
+from tests.test_rollout import Star, grow, unscored
+from trace_gym.algorithm import StepContext
+from trace_gym.engine import Completion, ScriptedEngine
+from trace_gym.env import Turn
+from trace_gym.errors import EngineError
+from trace_gym.ledger import Cost, Ledger
+from trace_gym.rollout import RolloutSettings
+
+QUICK = RolloutSettings(max_tokens=16, threads=2, env_deadline_s=0.2, turn_deadline_s=0.3)
+
+
+def healthy(ctx: StepContext, ledger: Ledger) -> None:
+    """What must hold after any fault."""
+    total = Cost()
+    for tree in ctx.trees.values():
+        total = total + tree.cost()
+        for node in tree.nodes:
+            if node.status in ("failed", "censored"):
+                assert np.isnan(node.reward) and node.reason
+        assert all(np.isfinite(outcome) for outcome in tree.outcomes())
+    assert total == ledger.total == ctx.purse.spent and ctx.purse.reserved == Cost()
+
+
+class Odd(WalkEnv):
+    """Answers the action `-` in a broken way."""
+
+    def __init__(self, answer: Callable[[Any], Any]) -> None:
+        super().__init__(slip=0.0)
+        self.answer = answer
+
+    def step(self, action: str) -> Any:
+        result = super().step(action)
+        return self.answer(result) if action == "-" else result
+
+
+def hang(result: Any) -> Any:
+    time.sleep(0.6)
+    return result
+
+
+def boom(result: Any) -> Any:
+    raise RuntimeError("the ground opened")
+
+
+def leave(result: Any) -> Any:
+    raise SystemExit(3)
+
+
+ENVIRONMENT_FAULTS = {
+    "raises": (boom, "failed", "RuntimeError: the ground opened"),
+    "asks the process to exit": (leave, "failed", "SystemExit"),
+    "hangs": (hang, "censored", "no answer within 0.2 s"),
+    "returns nothing": (lambda r: None, "failed", "TypeError"),
+    "returns four values": (lambda r: r[:4], "failed", "ValueError"),
+    "observation is bytes": (lambda r: (b"x", *r[1:]), "failed", "the observation is a bytes"),
+    "reward is nan": (lambda r: (r[0], float("nan"), *r[2:]), "failed", "the reward is nan"),
+    "reward is text": (lambda r: (r[0], "1", *r[2:]), "failed", "the reward is '1'"),
+    "info is missing": (lambda r: (*r[:4], None), "failed", "info"),
+    "info has no role": (lambda r: (*r[:4], {}), "failed", "role"),
+}
+
+
+@pytest.mark.parametrize("fault", ENVIRONMENT_FAULTS)
+def test_environment(fault: str) -> None:
+    answer, status, reason = ENVIRONMENT_FAULTS[fault]
+    ledger = Ledger()
+    engine = ScriptedEngine(
+        walker(lambda rng: "-" if rng.random() < 0.15 else random_walk(rng).replace("-", "+"))
+    )
+    ctx = grow(Star(), engine, env=Odd(answer), settings=QUICK, ledger=ledger, seed=1)
+    broken = unscored(ctx.trees)
+    assert broken and {node.status for node in broken} == {status}
+    assert all(reason in node.reason for node in broken)
+    assert any(tree.outcomes() for tree in ctx.trees.values())
+    healthy(ctx, ledger)
+
+
+def test_a_snapshot_that_cannot_be_taken() -> None:
+    class Unsnappable(WalkEnv):
+        def snapshot(self) -> Any:
+            if self._episode().turn > 0:
+                raise ValueError("the state is not plain data")
+            return super().snapshot()
+
+    ledger = Ledger()
+    ctx = grow(Star(), ScriptedEngine(walker(lambda rng: "+")), env=Unsnappable(), ledger=ledger)
+    assert all("not plain data" in node.reason for node in unscored(ctx.trees))
+    assert len(unscored(ctx.trees)) == 12
+    healthy(ctx, ledger)
+
+
+ENGINE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "error": ({"finish": "error", "error": "out of memory"}, "engine: out of memory"),
+    "aborted by the engine": ({"finish": "aborted"}, "aborted"),
+    "no tokens": ({"tokens": np.zeros(0, np.int32), "logprobs": np.zeros(0, np.float32)}, "no token"),
+    "log-probs missing": ({"logprobs": np.zeros(0, np.float32)}, "with 0 log-probs"),
+    "log-prob nan": ({"logprobs": np.full(2, np.nan, np.float32)}, "not finite"),
+}
+
+
+@pytest.mark.parametrize("fault", ENGINE_FAULTS)
+def test_engine_completion(fault: str) -> None:
+    changes, reason = ENGINE_FAULTS[fault]
+
+    class Flaky(ScriptedEngine):
+        def _complete(self, request_id: int) -> Completion:
+            done = super()._complete(request_id)
+            return dataclasses.replace(done, **changes) if request_id % 5 == 2 else done
+
+    ledger = Ledger()
+    ctx = grow(Star(), Flaky(walker(lambda rng: "+" if rng.random() < 0.7 else "!")), ledger=ledger)
+    broken = unscored(ctx.trees)
+    assert broken and all(reason in node.reason for node in broken)
+    healthy(ctx, ledger)
+
+
+def test_an_engine_that_answers_what_nobody_asked() -> None:
+    class Chatty(ScriptedEngine):
+        def poll(self, timeout_s: float) -> list[Completion]:
+            done = super().poll(timeout_s)
+            return [*done, *(dataclasses.replace(c, request_id=c.request_id + 10_000) for c in done), *done]
+
+    ledger = Ledger()
+    ctx = grow(Star(), Chatty(walker(random_walk)), ledger=ledger)
+    assert not unscored(ctx.trees)
+    healthy(ctx, ledger)
+
+
+@pytest.mark.parametrize("method", ["submit", "poll"])
+def test_an_engine_that_dies_in_the_middle(method: str) -> None:
+    class Dying(ScriptedEngine):
+        calls = 0
+
+        def _count(self) -> None:
+            self.calls += 1
+            if self.calls > 9:
+                raise EngineError("the engine's process is gone")
+
+        def submit(self, request: Any) -> int:
+            if method == "submit":
+                self._count()
+            return super().submit(request)
+
+        def poll(self, timeout_s: float) -> list[Completion]:
+            if method == "poll":
+                self._count()
+            return super().poll(timeout_s)
+
+    ledger = Ledger()
+    ctx = grow(Star(), Dying(walker(random_walk), burst=1), ledger=ledger)
+    assert unscored(ctx.trees) and all("process is gone" in node.reason for node in unscored(ctx.trees))
+    healthy(ctx, ledger)
+
+
+def test_an_engine_that_falls_silent() -> None:
+    class Silent(ScriptedEngine):
+        def poll(self, timeout_s: float) -> list[Completion]:
+            time.sleep(min(timeout_s, 0.01))
+            return []
+
+    ledger = Ledger()
+    start = time.monotonic()
+    ctx = grow(Star(), Silent(walker(random_walk)), settings=QUICK, ledger=ledger)
+    assert time.monotonic() - start < 5
+    assert {node.status for node in unscored(ctx.trees)} == {"censored"}
+    healthy(ctx, ledger)
+
+
+def test_hanging_environments_do_not_hold_up_the_others_and_leave_no_thread_behind() -> None:
+    before = threading.active_count()
+    engine = ScriptedEngine(walker(lambda rng: "hang" if rng.random() < 0.2 else random_walk(rng)))
+    ledger = Ledger()
+    ctx = grow(Star(), engine, settings=QUICK, ledger=ledger)
+    assert unscored(ctx.trees) and any(tree.outcomes() for tree in ctx.trees.values())
+    healthy(ctx, ledger)
+    end = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.05)
+    assert threading.active_count() <= before
+
+
+def test_turns_are_still_made_by_the_environment_itself() -> None:
+    """Guards the helper above: without a fault the odd environment is an ordinary one."""
+    env = Odd(lambda r: r)
+    env.reset(seed=0, options={"task": "1"})
+    assert env.step("-")[0] == "at -1"
+    assert isinstance(Turn.go(Walk(0, 1), ""), Turn)
