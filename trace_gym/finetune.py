@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import secrets
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,10 @@ def _adapt(model: Any, lora: LoraConfig, seed: int) -> Any:
     )
     outside = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # peft asks transformers in a way that is out of date
             torch.default_generator.manual_seed(seed)
             adapted = get_peft_model(model, config)
     except ValueError as error:  # no layer is called that
@@ -169,17 +173,16 @@ def _merged(model: Any) -> Any:
     """
     from peft.tuners.lora import LoraLayer
 
+    adapted: dict[str, Any] = {
+        p: module for p, module in model.named_modules() if isinstance(module, LoraLayer)
+    }
     weights = {name: tensor.detach().float().cpu() for name, tensor in model.state_dict().items()}
-    layer: Any
-    for place, layer in model.named_modules():
-        if isinstance(layer, LoraLayer):
-            inside = {name: weights.pop(name) for name in list(weights) if name.startswith(f"{place}.")}
-            base = f"{place}.base_layer."
-            weights |= {
-                name.replace(base, f"{place}."): t for name, t in inside.items() if name.startswith(base)
-            }
-            delta = layer.get_delta_weight(ADAPTER).detach().float().cpu()
-            weights[f"{place}.weight"] = weights[f"{place}.weight"] + delta
+    for place, layer in adapted.items():
+        inside = {name: weights.pop(name) for name in list(weights) if name.startswith(f"{place}.")}
+        base = f"{place}.base_layer."
+        weights |= {name.replace(base, f"{place}."): t for name, t in inside.items() if name.startswith(base)}
+        delta = layer.get_delta_weight(ADAPTER).detach().float().cpu()
+        weights[f"{place}.weight"] = weights[f"{place}.weight"] + delta
     with torch.device("meta"):  # allocates nothing, draws nothing
         plain = type(model)(copy.deepcopy(model.config))
     plain.load_state_dict(weights, strict=True, assign=True)
