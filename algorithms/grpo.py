@@ -20,11 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from trace_gym.algorithm import Algorithm, Branch, Credit, StepContext
+from trace_gym.errors import ConfigError
 from trace_gym.tree import Tree
 
 __all__ = ["GRPO", "group_advantage"]
 
 Scale = Literal["group_std", "none"]
+SAME = 1e-9  # a spread below this is rounding: the group has one outcome
 EPSILON = 1e-6  # keeps a group with a tiny spread finite; the spread of 0/1 rewards is far larger
 
 
@@ -36,11 +38,16 @@ def group_advantage(tree: Tree, scale: Scale) -> npt.NDArray[np.float64]:
     returns = tree.returns()
     scored = ~np.isnan(returns)
     spread = float(returns[scored].std(ddof=1)) if scored.sum() > 1 else 0.0
-    divisor = spread + EPSILON if scale == "group_std" else 1.0
-    total = np.zeros(len(tree))
-    if scored.any():
-        total[scored] = (returns[scored] - returns[scored].mean()) / divisor
-    count = scored.astype(np.float64)
+    centred = returns - returns[scored].mean() if scored.any() else returns
+    if spread < SAME:
+        centred = 0.0 * centred  # exactly 0: rounding must not pass for a lesson
+    return _mean_over_rollouts(tree, centred / (spread + EPSILON if scale == "group_std" else 1.0))
+
+
+def _mean_over_rollouts(tree: Tree, leaf_values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """[N] mean of the leaves' values over the scored rollouts through each node; nan where there is none."""
+    count = (~np.isnan(leaf_values)).astype(np.float64)
+    total = np.nan_to_num(leaf_values, nan=0.0)
     for index in range(len(tree) - 1, 0, -1):
         parent = tree[index].parent
         total[parent] += total[index]
@@ -54,6 +61,12 @@ class GRPO(Algorithm):
 
     group: int = 8  # rollouts per prompt
     scale: Scale = "group_std"
+
+    def __post_init__(self) -> None:
+        if self.group < 2:
+            raise ConfigError(
+                f"algorithm.group={self.group}: a group of one has nothing to compare with; use 2 or more"
+            )
 
     def plan(self, ctx: StepContext) -> Sequence[Branch]:
         if ctx.idle:

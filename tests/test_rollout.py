@@ -330,3 +330,58 @@ def test_a_leaf_is_never_continued() -> None:
 
     with pytest.raises(PluginError, match="anchors"):
         grow(AfterTheEnd())
+
+
+# ---- plans that never have enough -----------------------------------------------------------------------------------
+
+
+class Greedy(Plan):
+    """Plans another round whenever it is asked."""
+
+    def plan(self, ctx: StepContext) -> Sequence[Branch]:
+        return [Branch(task) for task in (ctx.idle or ctx.pool)]
+
+
+@pytest.mark.parametrize("algorithm", [Greedy, Resample])
+@pytest.mark.parametrize("budget", [Budget(rollout_units=7), Budget(policy_tokens=700), Budget(env_steps=40)])
+def test_a_spent_budget_ends_the_step_whatever_is_planned(algorithm: type[Plan], budget: Budget) -> None:
+    ctx = grow(algorithm(), ScriptedEngine(walker(lambda rng: "+")), budget=budget)
+    assert ctx.refused > 0 or algorithm is Resample  # which stops of itself after four rounds
+    assert budget.covers(ctx.purse.spent)
+
+
+@pytest.mark.parametrize("method", ["submit", "poll"])
+def test_a_dead_engine_ends_the_step_whatever_is_planned(method: str) -> None:
+    class Dead(ScriptedEngine):
+        def submit(self, request: Request) -> int:
+            if method == "submit":
+                raise EngineError("gone")
+            return super().submit(request)
+
+        def poll(self, timeout_s: float) -> list[Completion]:
+            raise EngineError("gone")
+
+    ctx = grow(Greedy(), Dead(walker(random_walk)))
+    assert all(node.reason == "engine: gone" for node in unscored(ctx.trees))
+    assert len(unscored(ctx.trees)) == 3
+
+
+def test_what_an_overdue_turn_had_sampled_is_kept_and_billed() -> None:
+    class Slow(ScriptedEngine):
+        """Gives nothing until a request is aborted, then what it had sampled so far."""
+
+        def poll(self, timeout_s: float) -> list[Completion]:
+            time.sleep(0.01)
+            done = [dataclasses.replace(self._complete(i), finish="aborted") for i in self._aborted]
+            self._aborted.clear()
+            return done
+
+        def abort(self, request_id: int) -> None:
+            self._aborted.append(request_id)
+
+    ledger = Ledger()
+    settings = dataclasses.replace(SETTINGS, turn_deadline_s=0.1)
+    ctx = grow(Star(), Slow(walker(lambda rng: "+")), settings=settings, ledger=ledger)
+    late = unscored(ctx.trees)
+    assert len(late) == 12 and {n.status for n in late} == {"censored"} and "0.1 s" in late[0].reason
+    assert ledger.total.policy_tokens == 24 == sum(n.n_action for n in late)

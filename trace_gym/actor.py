@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trace_gym.config import TrainConfig
+from trace_gym.config import PolicyConfig, TrainConfig
 from trace_gym.engine import Engine
 from trace_gym.engines.transformers import TransformersEngine
 from trace_gym.env import ForkableEnv
@@ -19,8 +19,9 @@ from trace_gym.finetune import Learner, load_frozen, load_learner
 from trace_gym.plugins import make_env
 from trace_gym.render import ChatRenderer, Renderer
 from trace_gym.rollout import RolloutSettings
+from trace_gym.seeding import keyed_rng
 
-__all__ = ["Actor", "build_actor"]
+__all__ = ["Actor", "build_actor", "make_renderer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +46,15 @@ class Actor:
         return self.learner.device
 
     def eval_tasks(self, split: str, count: int) -> Sequence[str]:
-        """`count` tasks spread evenly over the split, so that every kind of task is among them."""
+        """`count` tasks of the split, the same every time, drawn at random: a regular stride could miss kinds of tasks."""
         tasks = self.env.tasks(split)
-        return tasks if count >= len(tasks) else [tasks[i * len(tasks) // count] for i in range(count)]
+        chosen = keyed_rng("evaluation tasks", split).permutation(len(tasks))[:count]
+        return [tasks[i] for i in sorted(chosen)]
+
+
+def make_renderer(policy: PolicyConfig, tokenizer: Any) -> Renderer:
+    """The renderer of the tokenizer's chat template, with the arguments that the settings give it."""
+    return ChatRenderer(tokenizer, template_args=policy.template_args)
 
 
 def build_actor(config: TrainConfig, *, learns: bool = False) -> Actor:
@@ -63,7 +70,7 @@ def build_actor(config: TrainConfig, *, learns: bool = False) -> Actor:
     return Actor(
         learner=learner,
         tokenizer=tokenizer,
-        renderer=ChatRenderer(tokenizer, template_args=config.policy.template_args),
+        renderer=make_renderer(config.policy, tokenizer),
         engine=TransformersEngine(learner.sampler, max_batch=config.engine.max_batch),
         env=env,
         settings=RolloutSettings(**limits, lockstep=config.deterministic),

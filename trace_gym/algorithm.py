@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from trace_gym.engine import FloatArray, IntArray
 from trace_gym.env import Snapshot
+from trace_gym.errors import PluginError
 from trace_gym.ledger import Budget, Purse
 from trace_gym.seeding import Part, keyed_rng
 from trace_gym.tree import Tree
@@ -23,7 +24,17 @@ from trace_gym.tree import Tree
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Algorithm", "Branch", "Credit", "LossBatch", "Metrics", "RunContext", "StepContext"]
+__all__ = [
+    "Algorithm",
+    "Branch",
+    "Credit",
+    "LossBatch",
+    "Metrics",
+    "Normalise",
+    "RunContext",
+    "StepContext",
+    "check_credits",
+]
 
 Metrics = dict[str, float]
 Normalise = Literal["token", "sequence", "constant"]
@@ -44,9 +55,6 @@ class Credit:
 
     advantage: npt.NDArray[np.float64]  # [N]
     weight: npt.NDArray[np.float64]  # [N]
-
-    def __post_init__(self) -> None:
-        assert self.advantage.shape == self.weight.shape, (self.advantage.shape, self.weight.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,25 @@ class StepContext:
         """The tokens of each turn on the path to `node`, the prompt's first."""
         tree = self.trees[task]
         return [tree[i].tokens for i in tree.path(node)]
+
+
+def check_credits(ctx: StepContext, credits: object, algorithm: str) -> None:
+    """Raise `PluginError` for anything that must not reach the loss; an advantage of inf would train in silence."""
+    if not isinstance(credits, Mapping):
+        raise PluginError(
+            f"{algorithm}.credit() returned a {type(credits).__name__}; return {{task: Credit}}"
+        )
+    for task, credit in credits.items():
+        where = f"{algorithm}.credit(), task {task!r}:"
+        if task not in ctx.trees or not isinstance(credit, Credit):
+            raise PluginError(f"{where} return a Credit for tasks of the step's pool")
+        shape = (len(ctx.trees[task]),)
+        if np.shape(credit.advantage) != shape or np.shape(credit.weight) != shape:
+            raise PluginError(
+                f"{where} advantage and weight need one entry for each of the tree's {shape[0]} nodes"
+            )
+        if np.isinf(credit.advantage).any() or not (np.isfinite(credit.weight) & (credit.weight >= 0)).all():
+            raise PluginError(f"{where} an advantage is infinite, or a weight negative or not finite")
 
 
 class LossBatch(Protocol):

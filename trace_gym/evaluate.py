@@ -17,7 +17,8 @@ from trace_gym.ledger import Budget, Cost, Ledger
 from trace_gym.observer import Observer, Silent
 from trace_gym.render import Renderer
 from trace_gym.rollout import RolloutSettings, grow_trees, plant_trees
-from trace_gym.tree import Tree
+from trace_gym.seeding import derive_seed
+from trace_gym.tree import Node, Tree
 
 __all__ = [
     "Evaluation",
@@ -29,7 +30,7 @@ __all__ = [
     "wilson",
 ]
 
-WAVE = 256  # tasks grown at a time: bounds memory on long evaluations
+WAVE = 256  # tasks grown at a time: bounds what waits in the engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def evaluate_actor(
         settings=actor.settings,
         draws=config.eval.draws,
         greedy=greedy,
-        seed=config.seed,
+        seed=derive_seed(config.seed, "evaluation"),  # never a stream of training's
         observer=observer,
     )
 
@@ -141,8 +142,9 @@ def summarise(trees: Sequence[Tree]) -> Evaluation:
     groups: dict[str, list[float]] = defaultdict(list)
     turns = errors = leaves = scored = 0
     for tree in trees:
-        outcomes = tree.outcomes()
-        leaves += len(tree.leaves())
+        ends = [tree[leaf] for leaf in tree.leaves()]
+        outcomes = [float(_solved(node)) for node in ends if node.scored]
+        leaves += len(ends)
         scored += len(outcomes)
         turns += len(tree) - 1
         errors += sum(node.format_error for node in tree.nodes)
@@ -162,6 +164,11 @@ def summarise(trees: Sequence[Tree]) -> Evaluation:
         mean_turns=turns / leaves if leaves else math.nan,
         groups={name: (len(g), sum(g) / len(g)) for name, g in sorted(groups.items())},
     )
+
+
+def _solved(node: Node) -> bool:
+    """What the environment says; where it says nothing, whether the last reward is positive."""
+    return node.reward > 0 if node.success is None else node.success
 
 
 def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:

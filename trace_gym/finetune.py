@@ -108,15 +108,13 @@ def load_learner(settings: PolicyConfig, *, seed: int) -> tuple[Learner, Any]:
     adapts = settings.lora.rank > 0
     precision = torch.bfloat16 if half and adapts else torch.float32
     model, tokenizer = load_policy_folder(resolve(settings.path), dtype=precision, device=device)
-    model.eval()
     autocast = torch.bfloat16 if half else None
-    if adapts:
-        adapted = _adapt(model, settings.lora, seed)
-        return Learner(model, model, settings, autocast, adapted), tokenizer
+    adapted = _adapt(model, settings.lora, seed) if adapts else None
+    model.eval()  # no dropout anywhere: engine and trainer must agree on a token's probability
     sampler: Any = model
-    if half:
+    if half and not adapts:
         sampler = copy.deepcopy(model).bfloat16().requires_grad_(False)
-    return Learner(model, sampler, settings, autocast), tokenizer
+    return Learner(model, sampler, settings, autocast, adapted), tokenizer
 
 
 def load_frozen(settings: PolicyConfig) -> tuple[Learner, Any]:
@@ -145,16 +143,14 @@ def _adapt(model: Any, lora: LoraConfig, seed: int) -> Any:
     config = PeftConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
-        lora_dropout=0.0,  # engine and trainer must agree on a token's probability
+        lora_dropout=0.0,
         target_modules=list(lora.targets) or "all-linear",
         task_type="CAUSAL_LM",
     )
     outside = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # peft asks transformers in a way that is out of date
+            warnings.simplefilter("ignore")  # those that matter are an error below
             torch.default_generator.manual_seed(seed)
             adapted = get_peft_model(model, config)
     except ValueError as error:  # no layer is called that

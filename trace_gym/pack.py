@@ -102,9 +102,11 @@ def flatten(
 
 
 def _row(tree: Tree, path: Sequence[int], own: set[int], advantage: Weights, weight: Weights) -> Row:
-    last = max(k for k, i in enumerate(path) if i in own)  # what follows the last trained node is not needed
+    last = max(k for k, i in enumerate(path) if i in own)
     nodes = [(i, tree[i]) for i in path[: last + 1]]
+    unused = len(nodes[-1][1].tokens) - nodes[-1][1].n_action  # what follows the last trained token
     tokens = np.concatenate([node.tokens for _, node in nodes])
+    tokens = tokens[: len(tokens) - unused]
     columns = np.zeros((3, len(tokens)), dtype=np.float32)
     start = 0
     for i, node in nodes:

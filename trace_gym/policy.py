@@ -27,6 +27,8 @@ def pick_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("policy.device=cuda: this torch sees no CUDA device; use auto or cpu")
     return torch.device(name)
 
 

@@ -7,7 +7,9 @@ until its episode ends. All rollouts run at once and none waits for another; a t
 Invariants. A budget is reserved for a rollout's worst case before it starts, first come first served, so it is never
 exceeded. A tree grows only when it becomes idle, by whole rollouts in the order they were planned, and every random
 stream is keyed by (seed, step, task, node, draw, turn): on a batch-invariant engine the trees do not depend on the order in
-which completions arrive. What breaks becomes a `failed` or `censored` leaf with a reason, never a reward of 0.
+which completions arrive, unless a budget runs out on plans made after looking (who asks first is then served first). A wave
+in which no token was sampled does not make its tree idle again. What breaks becomes a `failed` or `censored` leaf with a
+reason, never a reward of 0.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from trace_gym.workers import Done, Workers
 __all__ = ["RolloutSettings", "grow_trees", "plant_trees"]
 
 TICK_S = 0.05  # how often deadlines are looked at while nothing happens
+ABORT_GRACE_S = 1.0  # how long an engine may take to give back a turn that was aborted
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class _Step:
     snapshot: Snapshot | None
     state_key: str
     format_error: bool
+    success: bool | None
 
 
 @dataclass(slots=True, eq=False)
@@ -72,7 +76,6 @@ class _Rollout:
     draw: int
     key: str  # names its random streams
     prefix: IntArray  # tokens the policy has seen so far
-    turns_left: int
     worst: Cost
     start_from: Snapshot | None  # restored by the first environment step, then None
     chain: list[Node] = field(default_factory=list)
@@ -80,6 +83,7 @@ class _Rollout:
     completion: Completion | None = None  # the turn that the environment is answering now
     action: str = ""  # its text
     since: float = 0.0  # when the present turn was submitted
+    late: bool = False  # its turn overran and was aborted
 
 
 def plant_trees(
@@ -227,7 +231,7 @@ class _Loop:
             rollout_units=ROOT_UNITS if node == 0 else CONTINUATION_UNITS,
         )
         key = f"{task}/{node}/{draw}"
-        return _Rollout(task, node, draw, key, prefix, turns, worst, snapshot)
+        return _Rollout(task, node, draw, key, prefix, worst, snapshot)
 
     # ---- the engine's side ------------------------------------------------------------------------------------------
 
@@ -296,7 +300,8 @@ class _Loop:
         rollout.completion, rollout.action = completion, self.renderer.action(completion.tokens)
         if completion.finish in ("error", "aborted"):
             reason = f"engine: {completion.error or 'the request was aborted'}"
-            self.end(rollout, "failed" if completion.finish == "error" else "censored", reason)
+            failed = completion.finish == "error"
+            self.end(rollout, "failed" if failed else "censored", self.overrun if rollout.late else reason)
             return
         env = rollout.env = rollout.env or self._spare_env()
         start_from, rollout.start_from = rollout.start_from, None
@@ -332,7 +337,6 @@ class _Loop:
             self.end(rollout, "failed", f"environment: {type(done.error).__name__}: {done.error}")
             return
         step = done.result
-        rollout.turns_left -= 1
         running = step.status == "running"
         assert rollout.completion is not None
         closed = rollout.completion.finish == "stop"
@@ -384,6 +388,7 @@ class _Loop:
             cost=cost,
             reason=reason,
             format_error=bool(step and step.format_error),
+            success=step.success if step else False if status == "truncated" else None,
         )
 
     # ---- endings ----------------------------------------------------------------------------------------------------
@@ -409,12 +414,16 @@ class _Loop:
             self._grow(rollout.task)
 
     def _grow(self, task: str) -> None:
-        tree = self.ctx.trees[task]
+        tree, sampled = self.ctx.trees[task], False
         for rollout in self.open.pop(task):
             parent = rollout.node
             for node in rollout.chain:
                 parent = tree.append(replace(node, parent=parent))
-        self.newly_idle.append(task)
+                sampled = sampled or node.n_action > 0
+        if (
+            sampled
+        ):  # else nothing came of the wave (no budget, no engine), and planning again would go on for ever
+            self.newly_idle.append(task)
 
     def check_deadlines(self) -> None:
         now = time.monotonic()
@@ -425,11 +434,18 @@ class _Loop:
             rollout = self.stepping.pop(key)
             rollout.env = None  # its thread may still be inside
             self.end(rollout, "censored", f"environment: no answer within {self.settings.env_deadline_s:g} s")
-        late = [i for i, r in self.sampling.items() if now - r.since > self.settings.turn_deadline_s]
-        for request_id in late:
-            rollout = self.sampling.pop(request_id)
-            self.engine.abort(request_id)
-            self.end(rollout, "censored", f"engine: no turn within {self.settings.turn_deadline_s:g} s")
+        deadline = self.settings.turn_deadline_s
+        for request_id, rollout in list(self.sampling.items()):
+            if not rollout.late and now - rollout.since > deadline:
+                rollout.late = True  # what was sampled comes back, is billed and kept
+                self.engine.abort(request_id)
+            elif now - rollout.since > deadline + ABORT_GRACE_S:
+                del self.sampling[request_id]
+                self.end(rollout, "censored", self.overrun)
+
+    @property
+    def overrun(self) -> str:
+        return f"engine: no turn within {self.settings.turn_deadline_s:g} s"
 
 
 def _checked(completion: Completion) -> Completion:
@@ -476,11 +492,12 @@ def _take_step(env: ForkableEnv[Any], action: str, start_from: Snapshot | None, 
             snapshot = env.snapshot()
     status: Status = "done" if terminated else "truncated" if truncated else "running"
     return _Step(
-        observation,
-        info["role"],
-        float(reward),
-        status,
-        snapshot,
-        env.state_key(),
-        bool(info.get("format_error", False)),
+        observation=observation,
+        role=info["role"],
+        reward=float(reward),
+        status=status,
+        snapshot=snapshot,
+        state_key=env.state_key(),
+        format_error=bool(info.get("format_error", False)),
+        success=info.get("success"),
     )

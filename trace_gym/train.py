@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 import torch
 
 from trace_gym.actor import Actor, build_actor
-from trace_gym.algorithm import Algorithm, Credit, Metrics, RunContext, StepContext
+from trace_gym.algorithm import Algorithm, Credit, Metrics, RunContext, StepContext, check_credits
 from trace_gym.checkpoint import load_newest, save_checkpoint
 from trace_gym.config import TrainConfig
 from trace_gym.engine import FloatArray
@@ -80,15 +80,19 @@ def train(
         _expect_progress(ctx)
         metrics, credits = _learn(s, ctx)
         with s.ledger.timed("log"):
-            metrics |= _metrics(ctx, s, start)
-            run.append_metrics(metrics)
             if _due(config.log.trees_every_steps, step):
                 run.save_trees(step, ctx.trees, credits)
+            metrics |= _metrics(ctx, s, start)
+            run.append_metrics(metrics)
         observer.step(metrics)
         if _due(config.eval.every_steps, step + 1):
             _evaluate(s, run, step=step + 1)
         if _due(config.log.checkpoint_every_steps, step + 1):
             _checkpoint(run, s, step + 1)
+    if not run.metrics():
+        observer.note(
+            "nothing was trained: the budget does not cover the worst case of a single rollout; raise it"
+        )
     _evaluate(s, run, step=step)
     s.actor.learner.save_adapter(run.path / "adapter")
     s.actor.learner.save(run.policy_folder, s.actor.tokenizer)
@@ -119,6 +123,7 @@ def _learn(s: _Session, ctx: StepContext) -> tuple[Metrics, Mapping[str, Credit]
     with s.ledger.timed("algorithm"):
         metrics = dict(algorithm.observe(ctx))
         credits = algorithm.credit(ctx)
+        check_credits(ctx, credits, type(algorithm).__name__)
         weights = token_weights(ctx.trees, credits, algorithm.normalise, algorithm.constant_tokens)
         rows = flatten(ctx.trees, credits, weights, keep_zero=algorithm.kl > 0)
     with s.ledger.timed("update"):

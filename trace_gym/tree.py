@@ -47,6 +47,7 @@ class Node:
     cost: Cost
     reason: str = ""  # why the leaf is truncated, failed or censored
     format_error: bool = False  # the environment could not parse the action
+    success: bool | None = None  # at the end of an episode: was the task solved? The reward may say more
 
     def __post_init__(self) -> None:
         assert len(self.logprobs) == self.n_action <= len(self.tokens), (
@@ -222,7 +223,7 @@ def same_tree(one: Tree, other: Tree) -> bool:
 
 _PLAIN = (
     *("parent", "n_action", "policy_version", "action", "observation", "state_key", "status", "origin"),
-    *("draw", "cost", "reason", "format_error"),
+    *("draw", "cost", "reason", "format_error", "success"),
 )
 
 

@@ -28,7 +28,7 @@ def _given(name: str, kind: pa.DataType) -> pa.Field:
 
 
 _TEXT = ("action", "observation", "state_key", "reason")
-_AS_IS = ("parent", "n_action", "policy_version", "reward", "status", "origin", "draw", "format_error")
+_AS_IS = ("parent", "n_action", "policy_version", "reward", "status", "origin", "draw", "format_error", "success")
 _COSTS = tuple(f.name for f in fields(Cost))
 
 SCHEMA = pa.schema(
@@ -52,6 +52,7 @@ SCHEMA = pa.schema(
         _given("draw", pa.int32()),
         _given("reason", pa.string()),
         _given("format_error", pa.bool_()),
+        pa.field("success", pa.bool_()),  # null where no episode ended
         *(_given(name, pa.float64() if name == "rollout_units" else pa.int64()) for name in _COSTS),
         pa.field(
             "advantage", pa.float64()

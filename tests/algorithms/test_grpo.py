@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 
 from tests.support.trees import add, prompt_tree, random_trees, star
-from trace_gym.algorithm import Branch, RunContext, StepContext
+from trace_gym.algorithm import Branch, Credit, RunContext, StepContext, check_credits
 from trace_gym.algorithms.grpo import GRPO, group_advantage
+from trace_gym.errors import ConfigError, PluginError
 from trace_gym.tree import Tree
 
 
@@ -72,3 +73,30 @@ def test_trees_without_a_scored_rollout_get_no_credit() -> None:
 def test_fields_are_keyword_only() -> None:
     with pytest.raises(TypeError):
         GRPO(8)  # type: ignore[call-arg]
+
+
+def test_equal_fractional_returns_teach_exactly_nothing() -> None:
+    assert (group_advantage(star([0.1, 0.1, 0.1]), "group_std")[1:] == 0.0).all()
+
+
+def test_a_group_of_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="2 or more"):
+        GRPO(group=1)
+
+
+@pytest.mark.parametrize(
+    ("advantage", "weight", "says"),
+    [
+        ([0.0, np.inf, 0.0], [1.0, 1.0, 1.0], "infinite"),
+        ([0.0, np.nan, 0.0], [1.0, -1.0, 1.0], "negative"),
+        ([0.0, 1.0], [1.0, 1.0], "each of the tree's 3 nodes"),
+    ],
+)
+def test_credit_that_must_not_reach_the_loss(advantage: list[float], weight: list[float], says: str) -> None:
+    ctx = context(star([1.0, 0.0]))
+    with pytest.raises(PluginError, match=says):
+        check_credits(ctx, {"task": Credit(np.array(advantage), np.array(weight))}, "Mine")
+    with pytest.raises(PluginError, match="Mine"):
+        check_credits(ctx, None, "Mine")
+    with pytest.raises(PluginError, match="pool"):
+        check_credits(ctx, {"other": Credit(np.zeros(3), np.zeros(3))}, "Mine")
