@@ -10,7 +10,7 @@ TRL brings dependencies of its own, so it gets a virtual environment of its own,
 Both sides get the same chains (our engine samples them from a tiny random Llama) and the same weights in two model objects.
 Ours: `GRPO.credit`, `token_weights`, `flatten`, micro-batches of `TensorBatch`, `GRPO.loss`. Theirs: `GRPOTrainer` with a
 rollout function that hands over the chains; its own methods pad and mask them, judge the rewards, compute old and reference
-log-probs and the loss. None of its code is repeated here, but two of the names used are private: hence the pinned version.
+log-probs and the loss. None of its code is repeated here, but some of the names used are private: hence the pinned version.
 
 Where advantages are divided by the group's spread TRL adds 1e-4 to it and we add 1e-6, so both losses are fed ours; what the
 two make of the rewards is compared on its own. Unscaled advantages (Dr. GRPO) are each side's own all the way.
@@ -57,12 +57,8 @@ TRL_EPSILON = 1e-4  # what TRL adds to a group's standard deviation
 Gradient = dict[str, torch.Tensor]
 Numbers = npt.NDArray[np.float64]
 
-
-NORMALISE: dict[str, Normalise] = {
-    "grpo": "sequence",
-    "dr_grpo": "constant",
-    "dapo": "token",
-}  # TRL's name: ours
+# TRL's name of a loss: our name of its normaliser
+NORMALISE: dict[str, Normalise] = {"grpo": "sequence", "dr_grpo": "constant", "dapo": "token"}
 
 
 @dataclass(frozen=True, slots=True)

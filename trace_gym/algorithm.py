@@ -180,7 +180,8 @@ class Algorithm:
             "mismatch": float((((mismatch - 1.0).abs()) * share).sum()),
         }
         if self.kl > 0 and batch.reference is not None:
-            # the k3 estimator: unbiased, never negative (Schulman 2020, "Approximating KL divergence")
+            # GRPO's equation 4, the k3 estimator (Schulman 2020): never negative and unbiased in value; its gradient, on
+            # policy, is that of KL(reference || policy), not of KL(policy || reference)
             log_ratio = (batch.reference - logprobs).where(counted, 0.0 * logprobs)
             kl = ((log_ratio.exp() - 1.0 - log_ratio) * batch.weight).sum()
             loss = loss + self.kl * kl
