@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from trace_gym.algorithm import Algorithm, Branch, Credit, StepContext
+from trace_gym.boards import Boards
 from trace_gym.config import TrainConfig, load_config
 from trace_gym.errors import ConfigError
 from trace_gym.evaluate import evaluate_policy, summarise, wilson
@@ -227,3 +228,32 @@ def test_a_run_can_be_opened_again(policy: Path, tmp_path: Path) -> None:
     again = RunFolder.open(run.path)
     np.testing.assert_equal(again.metrics(), run.metrics())
     assert again.config().algorithm["group"] == 4
+
+
+def test_tensorboard_shows_the_same_numbers(policy: Path, tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = train(settings(policy, tmp_path), Silent())
+    events = reader.EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    shown = [point.value for point in events.Scalars("policy_tokens")]
+    assert shown == [row["policy_tokens"] for row in run.metrics()]
+    assert events.Scalars("eval_success")[-1].value == pytest.approx(float(run.evals()[-1]["eval_success"]))
+
+
+def test_wandb_that_is_not_installed_is_one_line(policy: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        train(settings(policy, tmp_path, "log.wandb=project"), Silent())
+
+
+def test_a_dashboard_that_breaks_does_not_stop_the_run(tmp_path: Path) -> None:
+    notes: list[str] = []
+    boards = Boards(tmp_path, tensorboard=True, wandb="", first_step=0, note=notes.append)
+
+    class Broken:
+        def add_scalar(self, *words: object) -> None:
+            raise OSError("no space")
+
+    boards._writer = Broken()
+    boards.write({"a": 1.0, "b": float("nan"), "c": "text"}, 3)
+    boards.write({"a": 1.0}, 4)
+    assert len(notes) == 1 and "no space" in notes[0]

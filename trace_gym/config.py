@@ -108,7 +108,7 @@ class OptimConfig(_Section):
     warmup_steps: int = Field(5, ge=0, description="optimiser steps of linear warm-up")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay per step, times lr")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.999), description="AdamW's two decay rates"
+        (0.9, 0.999), description="AdamW's two decay rates, such as [0.9, 0.999]"
     )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     minibatches: int = Field(1, ge=1, description="optimiser steps per training step")
@@ -150,6 +150,8 @@ class LogConfig(_Section):
     trees_every_steps: int = Field(
         1, ge=0, description="training steps between saved rollout trees; 0 is none"
     )
+    tensorboard: bool = Field(True, description="write a TensorBoard log too, where it is installed")
+    wandb: str = Field("", description="project of Weights & Biases to log to; empty is none")
     checkpoint_every_steps: int = Field(
         10, ge=0, description="training steps between checkpoints that a run can be resumed from; 0 is none"
     )
@@ -239,6 +241,13 @@ def _complaint(error: ErrorDetails, settings: Settings) -> str:
         text = f"{key}: {error['ctx']['error']}"
     elif error["type"] in ("model_type", "dict_type"):
         text = f"{key} is a section with keys such as {_example(path)}; it cannot be {_short(error['input'])}"
+    elif error["type"] in (
+        "tuple_type",
+        "missing",
+        "too_long",
+    ):  # of the settings, lists alone can be too short
+        name = ".".join(part for part in path if not part.isdigit())
+        text = f"{name} is a list ({_known_keys()[name]}); it cannot be {_short(error['input'])}"
     else:
         text = f"{key}: {error['msg']}, not {_short(error['input'])}"
     return f"{settings.origin(path)}{text}"

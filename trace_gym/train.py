@@ -14,6 +14,7 @@ import torch
 
 from trace_gym.actor import Actor, build_actor
 from trace_gym.algorithm import Algorithm, Credit, Metrics, RunContext, StepContext, check_credits
+from trace_gym.boards import Boards
 from trace_gym.checkpoint import load_newest, save_checkpoint
 from trace_gym.config import TrainConfig
 from trace_gym.engine import FloatArray
@@ -62,6 +63,10 @@ def train(
         config.out, config.name, config=config, facts={"device": str(s.actor.device)}
     )
     first = _resume(run, s) if resume else 0
+    log = config.log
+    boards = Boards(
+        run.path, tensorboard=log.tensorboard, wandb=log.wandb, first_step=first, note=observer.note
+    )
     if first == 0:
         _evaluate(s, run, step=0)
     for step in itertools.count(first):
@@ -71,6 +76,7 @@ def train(
         if stop():
             _checkpoint(run, s, step)
             observer.note(f"stopped before step {step}; go on with: trace-gym train --resume {run.path}")
+            boards.close()
             s.actor.engine.close()
             return run
         start = time.perf_counter()
@@ -84,6 +90,7 @@ def train(
                 run.save_trees(step, ctx.trees, credits)
             metrics |= _metrics(ctx, s, start)
             run.append_metrics(metrics)
+            boards.write(metrics, step)
         observer.step(metrics)
         if _due(config.eval.every_steps, step + 1):
             _evaluate(s, run, step=step + 1)
@@ -96,6 +103,8 @@ def train(
     _evaluate(s, run, step=step)
     s.actor.learner.save_adapter(run.path / "adapter")
     s.actor.learner.save(run.policy_folder, s.actor.tokenizer)
+    boards.write(run.evals()[-1] if run.evals() else {}, step)
+    boards.close()
     s.actor.engine.close()
     return run
 
