@@ -192,6 +192,21 @@ def test_a_registration_that_adds_a_wrapper_is_named(settings: dict[str, Any], n
         del gymnasium.registry["tests/Wrapped-v0"]
 
 
+def test_an_id_that_is_not_the_classs_own_is_a_warning(no_process: None) -> None:
+    gymnasium.register(
+        "tests/Renamed-v0",
+        entry_point="tests.support.broken_envs:PurseEnv",
+        order_enforce=False,
+        disable_env_checker=True,
+    )
+    try:
+        report = check_env("tests/Renamed-v0")
+    finally:
+        del gymnasium.registry["tests/Renamed-v0"]
+    assert f"registered as tests/Renamed-v0, its env_id is {broken.PurseEnv.env_id}" in report.warnings[0]
+    assert f"\n  !!  {report.warnings[0]}" in str(report)
+
+
 @pytest.mark.parametrize("given", ["nobody/Knows-v0", "no_such_module:Env-v0", ReplayEnv])
 def test_what_cannot_be_made_is_one_clear_error(given: Any) -> None:
     with pytest.raises(ConfigError, match="cannot be made: "):

@@ -1,5 +1,6 @@
 """The command line: what it passes on, what it prints, and one clear line for whatever a user got wrong."""
 
+import inspect
 import json
 import re
 import signal
@@ -107,6 +108,15 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert command in run("--help").stdout
 
 
+def test_help_tells_the_defaults() -> None:
+    from trace_gym.warmup import warmup
+
+    steps = inspect.signature(warmup).parameters["steps"].default
+    assert f"default: {steps}." in run("warmup", "--help").stdout
+    text = " ".join(run("eval", "--help").stdout.split())
+    assert "or 256." in text and "or 1." in text and "or 0." in text and "rollout.max_tokens=128" in text
+
+
 def test_help_loads_nothing_heavy() -> None:
     code = """
 import sys
@@ -175,7 +185,10 @@ def test_print_config_shows_everything_and_loads_back(tmp_path: Path) -> None:
         (["none.yaml"], ["config file none.yaml", "No such file"]),
         (["a.yaml", "b.yaml"], ["'a.yaml' and 'b.yaml'", "one config file"]),
         (["algorithm.name=gpro"], ["no algorithm 'gpro'", "did you mean 'grpo'"]),
-        (["algorithm.name=no_such_module:X"], ["no_such_module", "PYTHONPATH"]),
+        (["algorithm.name=no_such_module:X"], ["no_such_module", "in the folder"]),
+        (["policy"], ["'policy' is no config file", "did you mean policy.path=policy?"]),
+        (["algorithm.grup=3"], ["unknown field 'grup'; did you mean 'group'", "its fields are", "group=8"]),
+        (["optim.betas=[0.9]"], ["optim.betas is a list", "such as [0.9, 0.999]"]),
         (["budget={}"], ["set one limit"]),
         (["seed=\x1b[31m"], ["YAML"]),
     ],
@@ -185,9 +198,13 @@ def test_a_wrong_setting_is_one_line(words: list[str], parts: list[str]) -> None
     assert all(part in text for part in parts) and "\x1b" not in text
 
 
-def test_a_wrong_field_of_the_algorithm_is_told_with_its_fields() -> None:
-    lines = refused("train", "algorithm.grup=3").split("\n")
-    assert "unknown field 'grup'; did you mean 'group'" in lines[0] and "group=8" in lines[1]
+def test_each_wrong_field_of_the_algorithm_is_told() -> None:
+    lines = refused("train", "algorithm.grup=3", "algorithm.group=x").split("\n")
+    assert "unknown field 'grup'" in lines[0] and "group: " in lines[1] and "its fields are" in lines[1]
+
+
+def test_a_run_where_a_config_file_belongs_is_resumed(finished_run: RunFolder) -> None:
+    assert f"did you mean --resume {finished_run.path}?" in one_line("train", str(finished_run.path))
 
 
 def test_debug_shows_where_an_error_came_from() -> None:
@@ -384,6 +401,18 @@ def test_envs_lists_ids_with_a_sentence_but_not_gymnasiums_own(walk_env: str) ->
     assert "cannot be imported" in one_line("envs", "no_such_module")
 
 
+class Undescribed(WalkEnv):
+    env_id = "tests/Undescribed-v0"
+
+
+def test_a_base_class_does_not_speak_for_an_environment() -> None:
+    gymnasium.register(Undescribed.env_id, entry_point=f"{__name__}:Undescribed")
+    try:
+        assert Undescribed.env_id in [line.rstrip() for line in run("envs").stdout.splitlines()]
+    finally:
+        del gymnasium.registry[Undescribed.env_id]
+
+
 def test_a_broken_environment_is_listed_as_such() -> None:
     gymnasium.register("tests/Broken-v0", entry_point="no_such_module:Env")
     try:
@@ -414,6 +443,30 @@ def test_check_prints_the_report(walk_env: str) -> None:
     result = run("check", walk_env, "--option", "turn_limit=9")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("tests/GuardedWalk-v0 keeps all ")
+
+
+def test_check_sees_the_wrappers_that_a_registration_adds() -> None:
+    gymnasium.register("tests/Wrapped-v0", entry_point=f"{__name__}:GuardedWalk")
+    try:
+        assert "no-wrapper: it comes wrapped in" in refused("check", "tests/Wrapped-v0")
+    finally:
+        del gymnasium.registry["tests/Wrapped-v0"]
+
+
+@pytest.mark.parametrize("wrong", ["Math", "math-v0", "trace_gym/Mat-v0", "trace_gym/Math-v1"])
+def test_the_id_that_was_meant_is_suggested(wrong: str) -> None:
+    assert "did you mean 'trace_gym/Math-v0'?" in one_line("check", wrong)
+
+
+def test_modules_of_the_present_folder_are_found_after_all_others(tmp_path: Path) -> None:
+    (tmp_path / "here_env.py").write_text("import trace_gym")
+    (tmp_path / "json.py").write_text("raise SystemExit('hidden')")
+    code = "import sys; sys.path.remove(''); sys.argv = ['trace-gym', 'envs', 'here_env']\n"
+    code += "from trace_gym.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and "trace_gym/Math-v0" in done.stdout, done.stderr
 
 
 def test_check_names_the_broken_rules(walk_env: str) -> None:

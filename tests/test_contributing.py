@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -32,6 +33,25 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Modul
         monkeypatch.delitem(sys.modules, name, raising=False)
         modules[path] = importlib.import_module(name)
     return modules
+
+
+def test_the_examples_registrations_are_all_that_an_outsider_needs(
+    examples: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, total, game, _ = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    source = Path(str(examples["envs/total"].__file__)).read_text()
+    source = source.replace("trace_gym/Total-v0", "my_namespace/Total-v0")
+    (tmp_path / "my_total.py").write_text("import gymnasium\n" + source + "\n\n" + total)
+    game = game.replace("their_module:their_namespace/Game-v0", "tests.support.text_games:tests/Guess-v0")
+    (tmp_path / "my_game.py").write_text(game)
+    try:
+        for module, name in (("my_total", "Total"), ("my_game", "Game")):
+            report = check_env(f"{module}:my_namespace/{name}-v0")
+            assert "no-wrapper" in report.exercised and report.warnings == ()
+            assert report.env_id == f"my_namespace/{name}-v0" and "new-process" in report.exercised
+    finally:
+        for name in ("Total", "Game"):
+            gymnasium.registry.pop(f"my_namespace/{name}-v0", None)
 
 
 def test_the_examples_keep_our_style(examples: dict[str, ModuleType]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import zipfile
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from typer.testing import CliRunner, Result
 
 from tests.test_render import decode, dialogue, encode, hostile, qwen3, words
 from trace_gym import models
+from trace_gym.algorithm import Credit, RunContext, StepContext
+from trace_gym.algorithms.grpo import GRPO
 from trace_gym.chat import ChatRenderer
 from trace_gym.cli import app
 from trace_gym.config import PolicyConfig, load_config
@@ -199,8 +202,6 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch:
 def test_whether_to_think_is_a_template_argument_and_thoughts_stay_in_the_tree() -> None:
     """Qwen3's kind of template, from the settings to the tree's tokens and the environment's reading of them."""
     from trace_gym.actor import make_renderer
-    from trace_gym.algorithm import RunContext
-    from trace_gym.algorithms.grpo import GRPO
     from trace_gym.ledger import Budget, Ledger
     from trace_gym.plugins import make_env
     from trace_gym.rollout import RolloutSettings, grow_trees, plant_trees
@@ -272,6 +273,26 @@ def test_a_path_is_the_whole_conversation_under_the_real_template(
     assert [int(t) for t in tokens] == tokenizer.encode(text, add_special_tokens=False)
 
 
+def changed_tensors(folder: Path, other: Path) -> int:
+    """How many tensors of two policies of one shape differ."""
+    from safetensors.torch import load_file
+
+    old, new = (load_file(f / "model.safetensors") for f in (folder, other))
+    assert old.keys() == new.keys()
+    return sum(not bool((old[name].float() == tensor).all()) for name, tensor in new.items())
+
+
+@dataclass(kw_only=True)
+class Contrast(GRPO):
+    """GRPO as if every other rollout had succeeded: a model this small may fail at all of four."""
+
+    def credit(self, ctx: StepContext) -> Mapping[str, Credit]:
+        signs = {
+            task: [1.0 - 2.0 * (node.draw % 2) for node in tree.nodes] for task, tree in ctx.trees.items()
+        }
+        return {task: Credit(np.array(sign), np.ones(len(sign))) for task, sign in signs.items()}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_full_step_with_a_real_model(smollm: Path, tmp_path: Path) -> None:
@@ -280,13 +301,15 @@ def test_a_full_step_with_a_real_model(smollm: Path, tmp_path: Path) -> None:
 
     words_ = [
         f"policy.path={NAME}", f"out={tmp_path}", "policy.dtype=bfloat16", "policy.lora.rank=8", "budget.steps=1",
-        "rollout.prompts_per_step=2", "algorithm.group=2", "rollout.max_tokens=48", "eval.tasks=2",
-        "eval.greedy=false", "env.options.difficulty=1", "algorithm.kl=0.01", "log.checkpoint_every_steps=0",
+        "rollout.prompts_per_step=2", "rollout.max_tokens=48", "rollout.turn_deadline_s=300", "eval.tasks=2",
+        "eval.greedy=false", "env.options={difficulty: 1, max_turns: 2}", "log.checkpoint_every_steps=0",
+        f"algorithm={{name: '{__name__}:Contrast', group: 2}}",
     ]  # fmt: skip
     run = train(load_config(None, words_), Silent())
     row = run.metrics()[0]
     assert row["rollouts"] == 4 and row["unscored"] == 0
     assert len(run.evals()) == 2
+    assert float(row["grad_norm"]) > 0 and abs(float(row["mismatch"])) < 0.1  # bfloat16's rounding
     tokenizer = ChatRenderer.from_folder(str(run.policy_folder))._tokenizer
     for tree in run.load_trees(0):
         assert len(tree) > 1
@@ -298,7 +321,7 @@ def test_a_full_step_with_a_real_model(smollm: Path, tmp_path: Path) -> None:
                 sampled = node.tokens[: node.n_action]
                 assert decode(tokenizer, sampled).removesuffix("<|im_end|>") == node.action
                 assert (node.logprobs <= 0).all() and np.isfinite(node.logprobs).all()
-    assert abs(float(row.get("mismatch", 0.0))) < 0.1  # bfloat16's rounding
+    assert changed_tensors(smollm, run.policy_folder) == 7 * 30  # every layer that has adapters
     names = {path.name for path in run.policy_folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
     assert (run.path / "adapter" / "adapter_config.json").is_file()

@@ -324,3 +324,11 @@ def test_closing_closes_the_inner_environment() -> None:
     env = ReplayEnv(Closing)
     env.close()
     assert closed == [env._inner]
+
+
+def test_an_expert_is_given_the_unwrapped_inner_environment() -> None:
+    env = ReplayEnv("tests/Guess-v0", tasks=TASKS, expert=lambda inner: str(inner.secret))  # type: ignore[attr-defined]
+    env.reset(seed=0, options={"task": "8"})
+    assert env.expert_action() == "8"
+    with pytest.raises(TaskError, match=r"no task '5'; tasks\(split\) lists those of train, test"):
+        env.reset(options={"task": "5"})

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -203,11 +205,12 @@ def test_folders_that_cannot_be_loaded_say_why(
         str(tmp_path / "missing"): "there is no policy folder",
         "./missing": "there is no policy folder",
         "some/where/deep": "there is no policy folder",
-        "no-such-model": "no-such-model .no folder here, .*: the tokenizer could not be loaded",
+        "no-such-model": "no policy folder no-such-model; make one with `trace-gym warmup --out no-such-model`",
+        "runs/none": "there is no policy folder runs/none; make one",
         str(policy / "config.json"): "is a file",
         str(broken(policy, tmp_path / "a", without="tokenizer*")): "has no tokenizer",
         str(broken(policy, tmp_path / "b", without="*.safetensors")): "has no weights",
-        str(broken(policy, tmp_path / "c", without="config.json")): "has no config.json",
+        str(broken(policy, tmp_path / "c", without="config.json")): "has no config.json; is it",
         str(
             broken(policy, tmp_path / "d", changed={"model.safetensors": "?"})
         ): "the model could not be loaded",
@@ -231,3 +234,34 @@ def test_folders_that_cannot_be_loaded_say_why(
     with pytest.raises(ConfigError, match="do not belong together"):
         load_policy_folder(larger_tokenizer)
     assert capfd.readouterr().err == ""  # the error is all that is said
+
+
+def test_a_hub_out_of_reach_is_asked_once_and_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def unreachable(self: object, name: str, *, timeout: float) -> None:
+        asked.append(name)
+        raise OSError("no network")
+
+    monkeypatch.setattr("trace_gym.tiny.HfApi.model_info", unreachable)
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match="no network.*no copy .* cached.*`trace-gym warmup --out some/m`"):
+        load_policy_folder("some/m")
+    assert asked == ["some/m"] and time.monotonic() - start < 5
+    assert capfd.readouterr().err == ""
+
+
+def test_a_hub_out_of_reach_is_done_without_where_it_gave_the_model_before(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "models--some--m" / "snapshots" / ("0" * 40)
+    shutil.copytree(policy, cached)
+    (cached.parent.parent / "refs").mkdir()
+    (cached.parent.parent / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("trace_gym.tiny.HfApi.model_info", lambda *args, **options: 1 / 0)
+    model, tokenizer = load_policy_folder("some/m")
+    assert len(tokenizer) <= model.config.vocab_size

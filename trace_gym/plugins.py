@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
-from gymnasium.envs.registration import load_env_creator
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
@@ -32,8 +32,11 @@ __all__ = [
     "algorithm_fields",
     "algorithm_names",
     "describe_fields",
+    "environment_specs",
+    "gymnasiums_own",
     "make_algorithm",
     "make_env",
+    "make_env_as_registered",
     "suggestion",
 ]
 
@@ -71,16 +74,13 @@ def algorithm_class(name: str) -> type[Algorithm]:
 def make_algorithm(name: str, fields: Mapping[str, Any]) -> Algorithm:
     """The algorithm with these hyper-parameters, checked against its fields' types.
 
-    Raises `ConfigError`, one line per wrong field and then the fields there are; else as `algorithm_class`.
+    Raises `ConfigError`, one line per wrong field, the last with the fields there are; else as `algorithm_class`.
     """
     cls = algorithm_class(name)
     values, wrong = _checked_fields(cls, fields)
     if wrong:
-        raise ConfigError(
-            "\n".join(
-                f"algorithm {name}: {line}" for line in [*wrong, f"its fields are {describe_fields(cls)}"]
-            )
-        )
+        wrong[-1] += f" (its fields are {describe_fields(cls)})"
+        raise ConfigError("\n".join(f"algorithm {name}: {line}" for line in wrong))
     try:
         return cls(**values)
     except TraceGymError:
@@ -137,7 +137,7 @@ def _load(point: EntryPoint, label: str) -> type[Algorithm]:
     try:
         cls = point.load()
     except ModuleNotFoundError as error:
-        hint = "; is the package installed? (for a module in this folder: PYTHONPATH=. or `python -m trace_gym.cli`)"
+        hint = "; is the package installed, or the module in the folder that the command runs in?"
         raise PluginError(f"{label} ({point.value}) cannot be imported: {_brief(error)}{hint}") from error
     except Exception as error:  # it is a stranger's module: anything may come out of it
         raise PluginError(f"{label} ({point.value}) cannot be imported: {_brief(error)}") from error
@@ -210,11 +210,29 @@ def _brief(error: BaseException) -> str:
 # ---- environments ---------------------------------------------------------------------------------------------------
 
 
+def environment_specs() -> list[EnvSpec]:
+    """What is registered, by id, less what came with gymnasium."""
+    return [spec for _, spec in sorted(gymnasium.registry.items()) if not gymnasiums_own(spec)]
+
+
+def gymnasiums_own(spec: EnvSpec) -> bool:
+    """Whether the id came with gymnasium: its control problems are no text environments."""
+    entry = spec.entry_point
+    module = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
+    return entry is None or module.startswith(("gymnasium.", "shimmy."))
+
+
 def make_env(env_id: str, options: Mapping[str, Any] | None = None) -> ForkableEnv[Any]:
-    """`gymnasium.make(env_id, **options)`, with errors a user can act on.
+    """`gymnasium.make(env_id, **options)` without wrappers, with errors a user can act on.
 
     Raises `ConfigError` for an unknown id or option, `PluginError` when what it names is not forkable or breaks.
     """
+    env: ForkableEnv[Any] = make_env_as_registered(env_id, options).unwrapped  # type: ignore[assignment]
+    return env
+
+
+def make_env_as_registered(env_id: str, options: Mapping[str, Any] | None = None) -> gymnasium.Env[Any, Any]:
+    """As `make_env`, with whatever wrappers the registration asks for: what `check` has to see."""
     options = dict(options or {})
     reserved = sorted(options.keys() & (inspect.signature(gymnasium.make).parameters.keys() - {"kwargs"}))
     if reserved:
@@ -222,21 +240,36 @@ def make_env(env_id: str, options: Mapping[str, Any] | None = None) -> ForkableE
             f"env.options.{reserved[0]} is gymnasium.make's own argument; an option is the environment's"
         )
     try:
-        env = gymnasium.make(env_id, **options).unwrapped
+        env = gymnasium.make(env_id, **options)
     except TraceGymError:
         raise
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         brief = " ".join(str(error).split())
-        raise ConfigError(f"env.id {env_id!r}: {brief}; `trace-gym envs` lists the ids") from error
+        raise ConfigError(
+            f"env.id {env_id!r}: {_suggested_id(env_id, brief)} `trace-gym envs` lists the ids"
+        ) from error
     except (TypeError, ValueError) as error:
         raise ConfigError(_wrong_options(env_id, options, error)) from error
     except Exception as error:  # a stranger's constructor: anything may come out of it
         raise PluginError(f"{env_id} cannot be made: {_brief(error)}") from error
-    if not isinstance(env, ForkableEnv):
+    if not isinstance(env.unwrapped, ForkableEnv):
         raise PluginError(
             f"{env_id} is not a ForkableEnv; wrap it in trace_gym.ReplayEnv and register the result"
         )
     return env
+
+
+def _suggested_id(env_id: str, brief: str) -> str:
+    """Gymnasium's complaint and the id nearest to `env_id`, whose namespace, version and capitals may be missing."""
+    ids = {
+        part.lower(): spec.id
+        for spec in environment_specs()
+        for part in (spec.name, f"{spec.name}-v{spec.version}", spec.id)
+    }
+    near = difflib.get_close_matches(env_id.lower(), ids, n=1)
+    if not near:
+        return f"{brief.removesuffix('.')};"
+    return f"{brief.partition(' Did you mean')[0].removesuffix('.')}; did you mean {ids[near[0]]!r}?"
 
 
 def _wrong_options(env_id: str, options: Mapping[str, Any], error: Exception) -> str:

@@ -83,6 +83,8 @@ class ReplayEnv(ForkableEnv[ReplayState]):
     An action that the inner environment refuses by raising costs a turn and is not carried out. Success is
     what the last inner info says (`success` or `is_success`), else a positive last reward. A restore costs as
     much as the turns it replays, and nothing where the environment already stands there.
+
+    `expert` is given the inner environment, unwrapped, and says the action of a scripted solution.
     """
 
     state_type: ClassVar[type[msgspec.Struct]] = ReplayState
@@ -129,7 +131,9 @@ class ReplayEnv(ForkableEnv[ReplayState]):
         elif any(task_id in ids for ids in self._tasks.values()):
             seed = int(rng.integers(2**31))
         else:
-            raise TaskError(f"{self.env_id}: no task {task_id!r:.80}")
+            raise TaskError(
+                f"{self.env_id}: no task {task_id!r:.80}; tasks(split) lists those of {', '.join(self._tasks)}"
+            )
         observation, info = self._reset_inner(task_id, seed)
         self._at = ReplayState(task_id, seed, _digest(observation))
         return Opening(self._at, observation, self._turn_limit, _plain(info))
@@ -158,7 +162,7 @@ class ReplayEnv(ForkableEnv[ReplayState]):
         """What `expert` or the inner environment's own `expert_action` says. Raises `ConfigError` without."""
         self._go_to(self.state)
         if self._expert is not None:
-            return self._expert(self._inner)
+            return self._expert(self._inner.unwrapped)
         scripted = getattr(self._inner.unwrapped, "expert_action", None)
         if scripted is None:
             raise ConfigError(

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.utils import logging as hub_logging
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -38,6 +40,7 @@ from trace_gym.errors import ConfigError
 __all__ = ["MAX_POSITIONS", "load_policy_folder", "make_model", "make_tokenizer", "quiet", "save"]
 
 MAX_POSITIONS = 1024
+HUB_TIMEOUT_S = 5.0
 END, PAD, USER, TOOL, AGENT = SPECIAL = ("<|end|>", "<|pad|>", "<|user|>", "<|tool|>", "<|agent|>")
 TEMPLATE = (
     BARE
@@ -171,23 +174,48 @@ def _replaceable(folder: Path) -> bool:
 def load_policy_folder(
     path: Path | str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of a folder, or of a name on the Hugging Face hub; no code of theirs is run.
+    """Model and tokenizer of a folder, or of a name on the Hugging Face hub (`owner/name`); no code of theirs is run.
 
-    Raises `ConfigError` when folder, tokenizer or weights are missing, broken or do not fit together.
+    A hub that does not answer at once is done without: what it gave before is in its cache. Raises `ConfigError` when folder, tokenizer or weights are missing, broken or do not fit together.
     """
     folder = Path(path).expanduser()
     label = str(path)
+    make = f"make one with `trace-gym warmup --out {path}`"
     if folder.exists():
         _check_folder(folder)
-    elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", label):
-        label += " (no folder here, so a name on the hub)"
-    else:
-        raise ConfigError(f"there is no policy folder {path}; make one with `trace-gym warmup`")
-    source = str(folder if folder.exists() else path)
-    tokenizer = _load(AutoTokenizer, source, f"{label}: the tokenizer")
+        return _load_both(str(folder), label, dtype, device)
+    if not _is_hub_name(label):
+        raise ConfigError(f"there is no policy folder {path}; {make}")
+    label += " (no folder here, so a name on the hub)"
+    refusal = _refusal_of_hub(str(path))
+    try:
+        return _load_both(str(path), label, dtype, device, local_files_only=bool(refusal))
+    except ConfigError as error:
+        text = f"{label}: {refusal}, and no copy of it is cached" if refusal else str(error)
+        raise ConfigError(f"{text}; if a folder was meant, {make}") from error
+
+
+def _is_hub_name(text: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) is not None and not text.startswith("runs/")
+
+
+def _refusal_of_hub(name: str) -> str:
+    """Why the hub has no such model for us; "" if it has. Asked once: the loaders would try for a minute when offline."""
+    try:
+        with quiet():
+            HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+    except Exception as error:  # no network, no such model, no permission, offline by choice
+        return f"the hub does not give it ({' '.join(str(error).split())[:200] or type(error).__name__})"
+    return ""
+
+
+def _load_both(
+    source: str, label: str, dtype: torch.dtype, device: torch.device | str, **where: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    tokenizer = _load(AutoTokenizer, source, f"{label}: the tokenizer", **where)
     # A tensor that is missing or of the wrong shape would be drawn at random, with a warning only: ask for the report.
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, report = _load(AutoModelForCausalLM, source, f"{label}: the model", **options)
+    model, report = _load(AutoModelForCausalLM, source, f"{label}: the model", **options, **where)
     wrong = len(report["missing_keys"]) + len(report["mismatched_keys"])
     if wrong:
         raise ConfigError(f"{label}: {wrong} tensors are missing or not of the shape that config.json tells")
@@ -207,7 +235,8 @@ def _check_folder(folder: Path) -> None:
     }
     for what, patterns in needs.items():
         if not any(any(folder.glob(pattern)) for pattern in patterns):
-            raise ConfigError(f"{folder} has no {what} ({' or '.join(patterns)}); is it a policy folder?")
+            files = "" if patterns == (what,) else f" ({' or '.join(patterns)})"
+            raise ConfigError(f"{folder} has no {what}{files}; is it a policy folder?")
 
 
 def _load(kind: Any, source: str, what: str, **options: Any) -> Any:
@@ -221,13 +250,16 @@ def _load(kind: Any, source: str, what: str, **options: Any) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and no warnings of transformers: what goes wrong is raised, in one line."""
+    """No progress bars and no warnings of transformers or the hub: what goes wrong is raised, in one line."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub_verbosity = hub_logging.get_verbosity()
     logging.set_verbosity_error()
+    hub_logging.set_verbosity(hub_logging.CRITICAL)
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if bars:
             logging.enable_progress_bar()

@@ -256,14 +256,18 @@ class _Pool:
 
     def _take(self) -> _Worker:
         with self._changed:
-            try:
-                self._fill()
-            except OSError as error:
-                if not self._all:
-                    raise JudgeError(f"the answer judge could not start a process: {error}") from error
-            while not self._idle:
+            while True:
+                self._fill_or_wait_for_others()  # again whenever it wakes: what it waited for may have ended
+                if self._idle:
+                    return self._idle.popleft()
                 self._changed.wait()
-            return self._idle.popleft()
+
+    def _fill_or_wait_for_others(self) -> None:
+        try:
+            self._fill()
+        except OSError as error:
+            if not self._all:
+                raise JudgeError(f"the answer judge could not start a process: {error}") from error
 
     def _give_back(self, worker: _Worker) -> None:
         usable = worker.alive and worker.judged < RECYCLE_AFTER
@@ -276,10 +280,10 @@ class _Pool:
                 self._idle.appendleft(worker)
             else:
                 self._all.remove(worker)
-                if worker.ready:  # one that never was would fail again
+                if worker.ready:  # one that never was would fail again: who needs it next tries
                     with contextlib.suppress(OSError):
                         self._fill()
-            self._changed.notify()
+            self._changed.notify_all()  # one that cannot start a worker leaves, and would wake no other
 
     def _fill(self) -> None:
         while len(self._all) < self.size:
@@ -297,6 +301,7 @@ class _Pool:
                 worker.process.wait()  # the thread that still holds one lets go of its pipes itself
             for worker in idle:
                 worker.drop()
+            self._changed.notify_all()
 
     def forget(self) -> None:
         """In a forked child: the workers are the parent's."""

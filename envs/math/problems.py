@@ -79,7 +79,7 @@ class TaskName:
         if match is None:
             raise TaskError(
                 f"unknown task {task_id[:80]!r}: built-in ids read family/split/depth/index, "
-                "such as word/train/3/17"
+                f"such as word/train/3/17; the splits are {', '.join(SIZES)}"
             )
         return cls(match[1], match[2], int(match[3]), int(match[4]))
 

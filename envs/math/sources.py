@@ -72,7 +72,8 @@ class FileSource:
         if found is None:
             example = next(iter(self.problems))
             raise TaskError(
-                f"unknown task {task_id[:80]!r}: the ids of {self.name} read {example!r}, by line"
+                f"unknown task {task_id[:80]!r}: the ids of {self.name} read {example!r}, by line; "
+                f"tasks(split) lists those of {', '.join(SPLITS)}"
             )
         return found
 

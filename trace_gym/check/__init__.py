@@ -8,6 +8,7 @@ actions. It names every broken rule at once, and says which rules it could not e
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import trace_gym.check.playing
@@ -26,11 +27,13 @@ class Report:
     env_id: str
     exercised: tuple[str, ...]  # names of the rules that were tried and kept
     unexercised: dict[str, str]  # rule -> why it could not be tried
+    warnings: tuple[str, ...] = ()  # what breaks no rule and may surprise
 
     def __str__(self) -> str:
         lines = [f"{self.env_id} keeps all {len(self.exercised)} rules that could be exercised."]
         lines += [f"  ok  {name}: {_demand(name)}" for name in self.exercised]
         lines += [f"  --  {name}: not exercised: {reason}" for name, reason in self.unexercised.items()]
+        lines += [f"  !!  {warning}" for warning in self.warnings]
         return "\n".join(lines)
 
 
@@ -65,7 +68,16 @@ def check_env(env: Given, *, max_tasks: int = 2) -> Report:
         lines = "".join(f"\n  {name}: {message}" for name, message in broken.items())
         rules = "1 rule" if len(broken) == 1 else f"{len(broken)} rules"
         raise EnvironmentContractError(f"{env_id} breaks {rules} of the environment contract:{lines}")
-    return Report(env_id, tuple(exercised), unexercised)
+    return Report(env_id, tuple(exercised), unexercised, tuple(_warnings(subject)))
+
+
+def _warnings(subject: Subject) -> Iterator[str]:
+    spec, env_id = subject.outer.spec, subject.env.env_id
+    if spec is not None and spec.id != env_id:
+        yield (
+            f"registered as {spec.id}, its env_id is {env_id}: snapshots and reports bear the latter, and are "
+            "refused by whatever has another; unless that is meant, make them equal"
+        )
 
 
 def _one_line(error: Exception) -> str:

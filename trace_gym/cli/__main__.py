@@ -1,4 +1,4 @@
-"""`python -m trace_gym.cli` is `trace-gym` with the present folder on the import path."""
+"""`python -m trace_gym.cli` is `trace-gym`."""
 
 from trace_gym.cli import main
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from typing import Annotated, Any
 
@@ -15,7 +16,15 @@ from trace_gym.observer import printable
 
 __all__ = ["DebugOption", "SetOption", "app", "main"]
 
-TRAINING_PACKAGES = {"accelerate", "peft", "safetensors", "tokenizers", "torch", "transformers"}
+TRAINING_PACKAGES = {
+    "accelerate",
+    "huggingface_hub",
+    "peft",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+}
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -70,7 +79,6 @@ SetOption = Annotated[
 app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # plain help keeps the examples' lines
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -98,4 +106,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows '?'
+    _find_modules_here()
     app()
+
+
+def _find_modules_here() -> None:
+    """Let `module:Class` and `module:id` name a module of the present folder. Last, so that it can hide no package."""
+    here = os.getcwd()
+    if not sys.flags.safe_path and not {"", here} & set(sys.path):
+        sys.path.append(here)

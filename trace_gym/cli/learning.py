@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trace_gym.cli.app import DebugOption, SetOption, app
-from trace_gym.config import EnvConfig, TrainConfig, dump_config, load_config
+from trace_gym.config import EnvConfig, EvalConfig, TrainConfig, dump_config, load_config
 from trace_gym.errors import ConfigError
 from trace_gym.observer import printable
 from trace_gym.plugins import algorithm_fields, make_algorithm, make_env
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["evaluate_command", "train_command", "warmup_command"]
 
 DEFAULT_ENV = EnvConfig().id
+DEFAULT_EVAL = EvalConfig()
+WARMUP_STEPS = 900  # as in trace_gym.warmup, which loads torch: too slow for a help text
 
 
 @app.command("warmup")
@@ -34,7 +36,7 @@ def warmup_command(
     option: SetOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same policy.")] = 0,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Supervised updates; default: the module's.")
+        int | None, typer.Option(min=1, help=f"Supervised updates; default: {WARMUP_STEPS}.")
     ] = None,
 ) -> None:
     """Make a small policy from imperfect demonstrations.
@@ -104,15 +106,27 @@ def evaluate_command(
     split: Annotated[
         str | None, typer.Option(help="The environment's split; default: the run's, or test.")
     ] = None,
-    tasks: Annotated[int | None, typer.Option(min=1, help="Tasks, spread evenly over the split.")] = None,
-    draws: Annotated[int | None, typer.Option(min=1, help="Sampled rollouts per task.")] = None,
+    tasks: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help=f"Tasks, spread evenly over the split; default: the run's, or {DEFAULT_EVAL.tasks}."
+        ),
+    ] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Sampled rollouts per task; default: the run's, or {DEFAULT_EVAL.draws}."),
+    ] = None,
     greedy: Annotated[
         bool, typer.Option("--greedy", help="The likeliest token each time, one rollout.")
     ] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same samples.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Same seed, same samples; default: the run's, or 0.")
+    ] = None,
     setting_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A training setting, for its limits."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A setting of `train`, such as rollout.max_tokens=128."
+        ),
     ] = None,
 ) -> None:
     """Measure how often a policy succeeds.
@@ -165,9 +179,19 @@ def stop_on_interrupt(note: Callable[[str], None]) -> Iterator[Callable[[], bool
 def _file_and_overrides(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     """The config file among the words, if there is one, and the overrides."""
     files = [word for word in words if "=" not in word or Path(word).is_file()]
+    for word in files:
+        if (meant := _meant_instead(Path(word))) is not None:
+            raise ConfigError(f"{word!r} is no config file; did you mean {meant}?")
     if len(files) > 1:
         raise ConfigError(f"{files[0]!r} and {files[1]!r}: give one config file; a setting is key=value")
     return (Path(files[0]) if files else None), [word for word in words if word not in files]
+
+
+def _meant_instead(word: Path) -> str | None:
+    """What to write for a word that names a run or a policy; None for one that may be a config file."""
+    if (word / "config.yaml").is_file():
+        return f"--resume {word}"
+    return f"policy.path={word}" if word.is_dir() or not (word.suffix or word.exists()) else None
 
 
 def _run_and_config(resume: Path | None, settings: Sequence[str]) -> tuple[RunFolder | None, TrainConfig]:

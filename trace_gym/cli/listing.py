@@ -6,7 +6,6 @@ import importlib
 import inspect
 from typing import Annotated
 
-import gymnasium
 import typer
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
@@ -14,7 +13,14 @@ from trace_gym.cli.app import SetOption, app
 from trace_gym.config import load_config
 from trace_gym.errors import ConfigError, PluginError
 from trace_gym.observer import printable
-from trace_gym.plugins import algorithm_class, algorithm_names, describe_fields, make_env
+from trace_gym.plugins import (
+    algorithm_class,
+    algorithm_names,
+    describe_fields,
+    environment_specs,
+    gymnasiums_own,
+    make_env_as_registered,
+)
 from trace_gym.settings import setting
 
 __all__ = ["algorithms_command", "check_command", "envs_command"]
@@ -38,10 +44,10 @@ def envs_command(
             raise ConfigError(
                 f"the module {module!r} cannot be imported: {type(error).__name__}: {error}"
             ) from error
-    specs = [spec for _, spec in sorted(gymnasium.registry.items()) if not _gymnasiums_own(spec)]
+    specs = environment_specs()
     width = max((len(spec.id) for spec in specs), default=0)
     for spec in specs:
-        typer.echo(printable(f"{spec.id:<{width}}  {_env_summary(spec)}"))
+        typer.echo(printable(f"{spec.id:<{width}}  {_env_summary(spec)}".rstrip()))
 
 
 @app.command("algorithms")
@@ -76,14 +82,11 @@ def check_command(
     from trace_gym.check import check_env
 
     config = load_config(None, [setting("env.id", env_id), *(f"env.options.{word}" for word in option or [])])
-    typer.echo(printable(str(check_env(make_env(config.env.id, config.env.options)))))
+    env = make_env_as_registered(config.env.id, config.env.options)
+    typer.echo(printable(str(check_env(env))))
 
 
-def _gymnasiums_own(spec: EnvSpec) -> bool:
-    """Whether the id came with gymnasium: its control problems are no text environments."""
-    entry = spec.entry_point
-    module = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
-    return entry is None or module.startswith(("gymnasium.", "shimmy."))
+_gymnasiums_own = gymnasiums_own  # the name that `play` imports
 
 
 def _env_summary(spec: EnvSpec) -> str:
@@ -95,5 +98,9 @@ def _env_summary(spec: EnvSpec) -> str:
 
 
 def _first_sentence(thing: object) -> str:
-    paragraph = (inspect.getdoc(thing) or "").partition("\n\n")[0]
+    """Of its own docstring: a base class's would be about something else, and a dataclass's tells fields."""
+    own = (vars(thing).get("__doc__") if isinstance(thing, type) else getattr(thing, "__doc__", None)) or ""
+    if own.startswith(f"{getattr(thing, '__name__', '')}("):
+        return ""
+    paragraph = inspect.cleandoc(own).partition("\n\n")[0]
     return " ".join(paragraph.split()).partition(". ")[0].removesuffix(".")

@@ -548,6 +548,59 @@ def test_a_worker_that_cannot_start_is_a_clear_error(
         assert judge.verify("7", "7").correct
 
 
+def errors_of_threads(judge: Judge, count: int) -> list[BaseException | None]:
+    """What each of `count` threads got for the same question."""
+    with ThreadPoolExecutor(count) as threads:
+        asked = [threads.submit(judge.verify, "x^2+1", "1+x^2") for _ in range(count)]
+        try:
+            return [one.exception(timeout=20) for one in asked]
+        finally:
+            judge.close()
+
+
+def test_no_thread_waits_for_a_worker_that_cannot_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "worker.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(judge_module, "_WORKER", tmp_path / "worker.py")
+    start = time.monotonic()
+    errors = errors_of_threads(Judge(), 4)
+    assert [type(error) for error in errors] == [JudgeError] * 4
+    assert time.monotonic() - start < 10 * BUSY_MACHINE
+
+
+def test_no_thread_waits_where_processes_have_run_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "worker.py").write_text("import time; time.sleep(1)")
+    monkeypatch.setattr(judge_module, "_WORKER", tmp_path / "worker.py")
+    made: list[object] = []
+
+    class Last(judge_module._Worker):
+        def __init__(self, limit_s: float) -> None:
+            if made:
+                raise OSError("no more processes")
+            made.append(self)
+            super().__init__(limit_s)
+
+    monkeypatch.setattr(judge_module, "_Worker", Last)
+    errors = errors_of_threads(Judge(), 4)
+    assert [type(error) for error in errors] == [JudgeError] * 4
+    assert sum("no more processes" in str(error) for error in errors) == 3
+
+
+def test_closing_leaves_no_thread_waiting(quick: Path) -> None:
+    judge = Judge(workers=1)
+    with judge._pool.worker():
+        thread = threading.Thread(target=judged, args=(judge,), daemon=True)
+        thread.start()
+        time.sleep(0.3)
+        judge.close()
+    thread.join(20)
+    assert not thread.is_alive()
+    judge.close()
+
+
 def test_no_process_to_be_had_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     with Judge() as judge, pytest.raises(TraceGymError, match="could not start a process"):
