@@ -138,7 +138,7 @@ def test_lines_fit_the_terminal(folder: RunFolder) -> None:
     tree = mixed_tree()
     for index in range(len(tree)):
         changed(tree, index, action="行動" * 80, observation="答え" * 80)
-    for columns in (80, 100, 133):
+    for columns in (90, 100, 133):
         rows = [line for line in lines(kept(folder, tree), columns=columns) if " tokens  " in line]
         assert len(rows) == 5 and all(cell_len(row) <= columns for row in rows)
         assert all("行動" in row and "答え" in row for row in rows[1:])

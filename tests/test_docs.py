@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gymnasium
 import pytest
 
 from trace_gym import Ledger, RunContext, ScriptedEngine
@@ -13,6 +12,7 @@ from trace_gym.algorithms.grpo import GRPO
 from trace_gym.config import TrainConfig
 from trace_gym.evaluate import Evaluation, evaluation_row
 from trace_gym.ledger import Budget, Cost
+from trace_gym.plugins import make_env
 from trace_gym.render import PlainRenderer
 from trace_gym.rollout import RolloutSettings, grow_trees, plant_trees
 from trace_gym.runs import RunFolder
@@ -75,9 +75,9 @@ def test_every_column_of_trees_costs_and_evaluations_has_a_meaning() -> None:
 
 def test_a_node_is_entered_again_as_the_page_says(tmp_path: Path) -> None:
     pytest.importorskip("pandas")
-    env, renderer = gymnasium.make("trace_gym/Math-v0").unwrapped, PlainRenderer()
-    run = RunContext(seed=0, tasks=env.tasks("train"))  # type: ignore[attr-defined]
-    ctx = plant_trees(env, ["word/train/2/0"], renderer, run, 0, Budget())  # type: ignore[arg-type]
+    env, renderer = make_env("trace_gym/Math-v0"), PlainRenderer()
+    run = RunContext(seed=0, tasks=env.tasks("train"))
+    ctx = plant_trees(env, ["word/train/2/0"], renderer, run, 0, Budget())
     engine = ScriptedEngine(lambda request, rng: renderer.encode(CALL))
     settings = RolloutSettings(max_tokens=200)
     grow_trees(
@@ -87,7 +87,7 @@ def test_a_node_is_entered_again_as_the_page_says(tmp_path: Path) -> None:
         renderer=renderer,
         env=env,
         settings=settings,
-        ledger=Ledger(),  # type: ignore[arg-type]
+        ledger=Ledger(),
     )
     RunFolder.create(tmp_path / "runs", "train", config=TrainConfig()).save_trees(0, ctx.trees)
     assert f"{CALL} -> 42 ; an expert goes on: (" in run_python(python_blocks(RUNS)[0], tmp_path)

@@ -15,7 +15,7 @@ from tests.test_train import AlternateSigns
 from trace_gym.actor import build_actor
 from trace_gym.algorithms.grpo import GRPO
 from trace_gym.config import LoraConfig, PolicyConfig, load_config
-from trace_gym.engine import Request
+from trace_gym.engine import Completion, Request
 from trace_gym.engines.transformers import TransformersEngine
 from trace_gym.errors import ConfigError
 from trace_gym.evaluate import evaluate_policy
@@ -197,7 +197,7 @@ def test_the_reference_stays_what_the_policy_was(base: Path, lora: LoraConfig) -
 
 def gradients(learner: Learner, policy: Policy) -> list[torch.Tensor]:
     tokens = torch.from_numpy(np.random.default_rng(2).integers(5, 270, size=(2, 15)))
-    policy.logprobs(tokens, wanted_of(tokens)).sum().backward()  # type: ignore[no-untyped-call]
+    policy.logprobs(tokens, wanted_of(tokens)).sum().backward()
     return [p.grad for p in learner.learned() if p.grad is not None]
 
 
@@ -241,7 +241,7 @@ def read_with(learner: Learner, tokens: torch.Tensor) -> torch.Tensor:
 def sample_greedily(model: Any) -> list[int]:
     engine = TransformersEngine(model, max_batch=1)
     engine.submit(Request(np.arange(5, 15, dtype=np.int32), max_tokens=8, temperature=0.0, seed=0, stop=()))
-    done = []
+    done: list[Completion] = []
     while not done:
         done = engine.poll(10.0)
     return [int(token) for token in done[0].tokens]
@@ -313,9 +313,14 @@ def kinds_of_model() -> dict[str, tuple[Any, bool]]:
     """Models, and whether their logits are the output head's and nothing else."""
     import transformers as t
 
-    size = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0}
-    gemma = {"head_dim": 8, "final_logit_softcapping": 30.0}
+    size: dict[str, Any] = {
+        "vocab_size": 60,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+    }
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0}
+    gemma: dict[str, Any] = {"head_dim": 8, "final_logit_softcapping": 30.0}
     return {
         "llama": (t.LlamaForCausalLM(t.LlamaConfig(**size, **heads)), True),
         "qwen3": (t.Qwen3ForCausalLM(t.Qwen3Config(**size, **heads, head_dim=8)), True),
@@ -343,9 +348,7 @@ def test_log_probs_are_the_models_whatever_it_does_to_its_logits() -> None:
             got = policy.logprobs(tokens, wanted)
             table = torch.log_softmax(model(input_ids=tokens).logits[:, :-1], dim=-1)
         expected = table.gather(-1, tokens[:, 1:, None])[..., 0]
-        torch.testing.assert_close(
-            got[:, 5:], expected[:, 4:], atol=1e-5, rtol=1e-5, msg=lambda m, k=kind: k + m
-        )
+        torch.testing.assert_close(got[:, 5:], expected[:, 4:], atol=1e-5, rtol=1e-5, msg=kind)
         assert (got[:, :5] == 0).all()
         assert rows[0] == (8 if head_only else 16), kind  # positions that the head was run on
 

@@ -22,7 +22,7 @@ from trace_gym.algorithms.grpo import GRPO
 from trace_gym.chat import ChatRenderer
 from trace_gym.cli import app
 from trace_gym.config import PolicyConfig, load_config
-from trace_gym.engine import Request, ScriptedEngine
+from trace_gym.engine import Completion, Request, ScriptedEngine
 from trace_gym.errors import ConfigError
 from trace_gym.observer import Silent
 
@@ -140,7 +140,7 @@ def test_no_network_is_one_clear_line(cache: Path, monkeypatch: pytest.MonkeyPat
 def test_missing_packages_are_named_before_anything_is_downloaded(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None if name == "gguf" else name)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gguf" else name)
     monkeypatch.setattr(models, "_download", lambda *_: pytest.fail("downloaded"))
     with pytest.raises(ConfigError, match=r"needs gguf: pip install 'trace-gym\[train,models\]'"):
         models.get(NAME)
@@ -310,7 +310,7 @@ def test_a_full_step_with_a_real_model(smollm: Path, tmp_path: Path) -> None:
     assert row["rollouts"] == 4 and row["unscored"] == 0
     assert len(run.evals()) == 2
     assert float(row["grad_norm"]) > 0 and abs(float(row["mismatch"])) < 0.1  # bfloat16's rounding
-    tokenizer = ChatRenderer.from_folder(str(run.policy_folder))._tokenizer
+    tokenizer: Any = ChatRenderer.from_folder(str(run.policy_folder))._tokenizer
     for tree in run.load_trees(0):
         assert len(tree) > 1
         for leaf in tree.leaves():
@@ -338,7 +338,7 @@ def test_the_real_model_answers_sensibly(smollm: Path) -> None:
     render, engine = ChatRenderer(tokenizer), TransformersEngine(learner.sampler, max_batch=1)
     prompt = render.prompt("What is the capital of France?", system="You are a helpful AI assistant.")
     engine.submit(Request(prompt, max_tokens=16, temperature=0.0, seed=0, stop=render.stop))
-    done = []
+    done: list[Completion] = []
     while not done:
         done = engine.poll(10.0)
     assert "Paris" in render.action(done[0].tokens)

@@ -217,11 +217,11 @@ def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(
     assert set(manifest) == {"weights.safetensors", "optimizer.pt", "algorithm.pt", "about.json"}
 
 
-def trace_gym(*words: str, **options: Any) -> "subprocess.Popen[str]":
+def trace_gym(*words: str) -> "subprocess.Popen[str]":
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd(), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "trace_gym.cli", *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, env=environment, **pipes, **options)
+    pipe, out = subprocess.PIPE, subprocess.STDOUT
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=out, text=True)
 
 
 def test_control_c_ends_after_the_step_and_resume_goes_on(policy: Path, tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_a_hub_out_of_reach_is_asked_once_and_said_in_one_line(
 
     monkeypatch.setattr("trace_gym.tiny.HfApi.model_info", unreachable)
     start = time.monotonic()
-    with pytest.raises(ConfigError, match="no network.*no copy .* cached.*`trace-gym warmup --out some/m`"):
+    with pytest.raises(ConfigError, match=r"no network.*no copy .* cached.*`trace-gym warmup --out some/m`"):
         load_policy_folder("some/m")
     assert asked == ["some/m"] and time.monotonic() - start < 5
     assert capfd.readouterr().err == ""

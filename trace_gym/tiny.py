@@ -16,6 +16,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,8 @@ def load_policy_folder(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer of a folder, or of a name on the Hugging Face hub (`owner/name`); no code of theirs is run.
 
-    A hub that does not answer at once is done without: what it gave before is in its cache. Raises `ConfigError` when folder, tokenizer or weights are missing, broken or do not fit together.
+    A hub that does not answer at once is done without: what it gave before is in its cache. Raises `ConfigError` when
+    folder, tokenizer or weights are missing, broken or do not fit together.
     """
     folder = Path(path).expanduser()
     label = str(path)
@@ -254,7 +256,7 @@ def quiet() -> Iterator[None]:
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     hub_verbosity = hub_logging.get_verbosity()
     logging.set_verbosity_error()
-    hub_logging.set_verbosity(hub_logging.CRITICAL)
+    hub_logging.set_verbosity(CRITICAL)
     logging.disable_progress_bar()
     try:
         yield

@@ -28,7 +28,17 @@ def _given(name: str, kind: pa.DataType) -> pa.Field:
 
 
 _TEXT = ("action", "observation", "state_key", "reason")
-_AS_IS = ("parent", "n_action", "policy_version", "reward", "status", "origin", "draw", "format_error", "success")
+_AS_IS = (
+    "parent",
+    "n_action",
+    "policy_version",
+    "reward",
+    "status",
+    "origin",
+    "draw",
+    "format_error",
+    "success",
+)
 _COSTS = tuple(f.name for f in fields(Cost))
 
 SCHEMA = pa.schema(
