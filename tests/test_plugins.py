@@ -158,16 +158,17 @@ def test_fields_are_converted_to_their_types() -> None:
 def test_a_wrong_field_is_told_with_all_fields_and_defaults(given: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make_algorithm("grpo", given)
-    first, last = str(caught.value).split("\n")
-    assert message in first
+    line = str(caught.value)
+    assert message in line and "\n" not in line
     for field in dataclasses.fields(GRPO):
-        assert f"{field.name}={field.default!r}" in last
+        assert f"{field.name}={field.default!r}" in line
 
 
 def test_several_wrong_fields_are_a_line_each() -> None:
     with pytest.raises(ConfigError) as caught:
         make_algorithm("grpo", {"grup": 1, "kl": "x", "scale": 1})
-    assert len(str(caught.value).split("\n")) == 4
+    lines = str(caught.value).split("\n")
+    assert ["its fields are" in line for line in lines] == [False, False, True]
 
 
 def test_all_fields_make_an_equal_algorithm() -> None:
@@ -209,7 +210,7 @@ class Mine(Base):
     label = f"{name}:Mine"
     with pytest.raises(ConfigError, match=r"size: Input should be greater than or equal to 1, not 0"):
         make_algorithm(label, {"size": 0})
-    with pytest.raises(ConfigError, match=r"size must be given\n.*size=\(required\), names=\['a'\]"):
+    with pytest.raises(ConfigError, match=r"size must be given .*size=\(required\), names=\['a'\]"):
         make_algorithm(label, {})
     with pytest.raises(ConfigError, match="names\\[1\\]: Input should be a valid string"):
         make_algorithm(label, {"size": 1, "names": ["a", 2]})
