@@ -136,7 +136,11 @@ class EvalConfig(_Section):
     """How success is measured before, during and after training."""
 
     split: str = Field("test", min_length=1, description="the environment's split")
-    tasks: int = Field(256, ge=0, description="tasks, spread evenly over the split; 0 is no evaluation")
+    tasks: int = Field(
+        256,
+        ge=0,
+        description="tasks, the same random draw of the split every time; 0 is no evaluation",
+    )
     every_steps: int = Field(
         0, ge=0, description="training steps between evaluations; 0 is before and after only"
     )

@@ -109,7 +109,8 @@ def evaluate_command(
     tasks: Annotated[
         int | None,
         typer.Option(
-            min=1, help=f"Tasks, spread evenly over the split; default: the run's, or {DEFAULT_EVAL.tasks}."
+            min=1,
+            help=f"Tasks, a fixed random draw of the split; default: the run's, or {DEFAULT_EVAL.tasks}.",
         ),
     ] = None,
     draws: Annotated[

@@ -18,7 +18,6 @@ from trace_gym.plugins import (
     algorithm_names,
     describe_fields,
     environment_specs,
-    gymnasiums_own,
     make_env_as_registered,
 )
 from trace_gym.settings import setting
@@ -84,9 +83,6 @@ def check_command(
     config = load_config(None, [setting("env.id", env_id), *(f"env.options.{word}" for word in option or [])])
     env = make_env_as_registered(config.env.id, config.env.options)
     typer.echo(printable(str(check_env(env))))
-
-
-_gymnasiums_own = gymnasiums_own  # the name that `play` imports
 
 
 def _env_summary(spec: EnvSpec) -> str:

@@ -50,7 +50,7 @@ def trees_command(
                trace-gym trees runs/train --step 40 --mixed
                trace-gym trees runs/train --step 40 --task word/train/1/424 --node 6
 
-    A line is a turn: number, how it ended, value (mean outcome below it), advantage, sampled tokens, action → answer.
+    A line is a turn: number, value (mean outcome below it), advantage, sampled tokens, how it ended, action → answer.
     """
     from trace_gym.runs import RunFolder
 
