@@ -164,7 +164,7 @@ def stop_on_interrupt(note: Callable[[str], None]) -> Iterator[Callable[[], bool
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         asked = True
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         note("stopping after this step; Ctrl-C again stops at once")
 
     before = signal.signal(signal.SIGINT, ask)
