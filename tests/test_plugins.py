@@ -151,7 +151,7 @@ def test_fields_are_converted_to_their_types() -> None:
     [
         ({"grup": 4}, "unknown field 'grup'; did you mean 'group'?"),
         ({"group": "many"}, "group: Input should be a valid integer"),
-        ({"scale": "wide"}, "scale: Input should be 'group_std' or 'none', not 'wide'"),
+        ({"scale": "wide"}, "scale: Input should be 'none', 'batch_std' or 'group_std', not 'wide'"),
         ({"kl": None}, "kl: Input should be a valid number"),
     ],
 )

@@ -1,14 +1,24 @@
 """GRPO's credit against a calculation by hand, and its plan."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 
 from tests.support.trees import add, prompt_tree, random_trees, star
 from trace_gym.algorithm import Branch, Credit, RunContext, StepContext, check_credits
-from trace_gym.algorithms.grpo import GRPO, group_advantage
+from trace_gym.algorithms.credit import Scaling, credit_trees
+from trace_gym.algorithms.grpo import GRPO
 from trace_gym.errors import ConfigError, PluginError
 from trace_gym.tree import Tree
+
+
+def group_advantage(tree: Tree, scale: Scaling) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """GRPO's credit where rollouts share turns too: the mean over the rollouts through each."""
+    trees = {tree.task_id: tree}
+    credits = credit_trees(trees, mode="leaf_mean", weights="turn", scale=scale)
+    return credits[tree.task_id].advantage if credits else np.full(len(tree), np.nan)
 
 
 def context(*trees: Tree) -> StepContext:
