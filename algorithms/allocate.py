@@ -33,6 +33,7 @@ Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
 OPENING = 2  # rollouts that open a prompt: one alone shows no contrast
+SLACK = 1e-6  # how far rounding may carry a prediction beyond 0 and 1
 
 
 def root_value(v: npt.ArrayLike, m: npt.ArrayLike) -> Floats:
@@ -46,6 +47,13 @@ def prefix_value(f: npt.ArrayLike, k: npt.ArrayLike) -> Floats:
     return np.asarray(1.0 - (1.0 - np.asarray(f, dtype=np.float64)) ** np.asarray(k))
 
 
+def _predictions(p: npt.ArrayLike) -> Floats:
+    """[K, n] probabilities, from [n] or [K, n]. A predictor's nan would lose part of the budget in silence."""
+    members = np.atleast_2d(np.asarray(p, dtype=np.float64))
+    assert ((members > -SLACK) & (members < 1.0 + SLACK)).all(), f"not probabilities: {members}"
+    return np.clip(members, 0.0, 1.0)
+
+
 def allocate_roots(
     v: npt.ArrayLike, budget: int, *, cap: int = 16, epsilon: float = 0.1, rng: np.random.Generator
 ) -> Counts:
@@ -55,7 +63,7 @@ def allocate_roots(
     to prompts drawn at random, a pair each, whatever is predicted, so that a wrong prediction can be found out. Ties open
     more prompts rather than deepen one, in random order.
     """
-    members = np.atleast_2d(np.asarray(v, dtype=np.float64))  # [K, P]
+    members = _predictions(v)  # [K, P]
     prompts = members.shape[1]
     budget = min(budget, prompts * cap)
     counts = np.zeros(prompts, dtype=np.int64)
@@ -132,7 +140,7 @@ def allocate_prefixes(f: npt.ArrayLike, budget: int, *, rng: np.random.Generator
 
     `f` is [n], or [K, n] for K predictions of each flip chance, over which V_pref is averaged. Equals in random order.
     """
-    members = np.atleast_2d(np.asarray(f, dtype=np.float64))
+    members = _predictions(f)  # [K, n]
     prefixes = members.shape[1]
     counts = np.zeros(prefixes, dtype=np.int64)
     if prefixes == 0:
@@ -176,11 +184,12 @@ def sample_roots(
     by its probability keeps the uniform objective (Horvitz and Thompson 1952). Systematic sampling in random order, so
     the probabilities are exact.
     """
-    mean = np.atleast_2d(np.asarray(v, dtype=np.float64)).mean(axis=0)
-    groups = min(budget // group, len(mean))
-    chances = inclusion_probabilities(np.sqrt(mean * (1.0 - mean)) + floor, groups)
-    order = rng.permutation(len(mean))
+    members = _predictions(v)  # [K, P]
+    prompts = members.shape[1]
+    scores = np.sqrt(members * (1.0 - members)).mean(axis=0) + floor
+    chances = inclusion_probabilities(scores, min(budget // group, prompts))
+    order = rng.permutation(prompts)
     passed = np.floor(np.cumsum(chances[order]) + rng.random() + 1e-9)
-    counts = np.zeros(len(mean), dtype=np.int64)
+    counts = np.zeros(prompts, dtype=np.int64)
     counts[order] = group * (np.diff(passed, prepend=0.0) > 0)
     return counts, chances

@@ -52,7 +52,7 @@ CreditMode = Literal["edge", "group", "loo", "leaf_mean", "tree_grpo", "treerl",
 NodeWeights = Literal["path", "turn", "leaf"]
 Scaling = Literal["none", "batch_std", "group_std"]
 
-SAME = 1e-9  # a spread below this is rounding: one outcome
+SAME = 1e-9  # a difference or a spread below this is rounding: one outcome
 EPSILON = 1e-6  # keeps a group with a tiny spread finite; the spread of 0/1 rewards is far larger
 
 
@@ -215,22 +215,13 @@ def group(tree: Tree, weighting: TargetWeighting = "draw") -> Floats:
     GRPO divides by the group's standard deviation: scale `group_std`.
     """
     shape, returns, count, total = _leaf_sums(tree)
-    return shape.of_own_leaf(_centred(returns, count[0], total[0]))
+    return shape.of_own_leaf(returns - total[0] / max(count[0], 1.0))
 
 
 def leaf_mean(tree: Tree, weighting: TargetWeighting = "draw") -> Floats:
     """[N] mean, over the rollouts through a turn, of their return less the mean of the prompt's rollouts."""
     shape, returns, count, total = _leaf_sums(tree)
-    return _mean_below(shape, _centred(returns, count[0], total[0]))
-
-
-def _centred(returns: Floats, count: float, total: float) -> Floats:
-    """Less the mean; exactly 0 for a single outcome, for rounding must not pass for a lesson."""
-    if count == 0:
-        return returns
-    scored = returns[~np.isnan(returns)]
-    centred = returns - total / count
-    return 0.0 * centred if scored.max() - scored.min() < SAME else centred
+    return _mean_below(shape, returns - total[0] / max(count[0], 1.0))
 
 
 def tree_grpo(tree: Tree, weighting: TargetWeighting = "draw") -> Floats:
@@ -315,11 +306,12 @@ def credit_trees(
 ) -> dict[str, Credit]:
     """Advantages by `mode`, then scaled, and weights, for the trees that hold a scored rollout.
 
-    `scale` divides by a sample standard deviation: `group_std` of the tree's returns, `batch_std` of all advantages of the
-    step's turns (weighted as they are in the loss). A deviation of 0 means that there is nothing to scale.
+    What rounding left of equal outcomes becomes exactly 0, whatever the rule: it must not pass for a lesson. `scale` divides by
+    a standard deviation: `group_std` by that of the tree's returns (the sample's), `batch_std` by that of the advantages of all
+    of the step's turns (about their mean, by the turns' weights). A deviation of 0 means that there is nothing to scale.
     """
     scored = {task: tree for task, tree in trees.items() if len(tree) > 1 and tree.outcomes()}
-    advantage = {task: ADVANTAGES[mode](tree, target) for task, tree in scored.items()}
+    advantage = {task: _without_rounding(ADVANTAGES[mode](tree, target)) for task, tree in scored.items()}
     weight = {task: node_weights(tree, weights) for task, tree in scored.items()}
     if scale == "group_std":
         spread = {task: _deviation(np.array(tree.outcomes())) for task, tree in scored.items()}
@@ -332,6 +324,10 @@ def credit_trees(
         )
         for task, a in advantage.items()
     }
+
+
+def _without_rounding(advantage: Floats) -> Floats:
+    return np.where(np.abs(advantage) < SAME, 0.0, advantage)
 
 
 def _deviation(values: Floats) -> float:
