@@ -139,6 +139,7 @@ class LossBatch(Protocol):
 class Algorithm:
     """Subclass it, implement `plan` and `credit`, and name the class in the entry-point group `trace_gym.algorithms`."""
 
+    pool: int = 0  # tasks in a step's pool, to choose from; 0 leaves it to rollout.prompts_per_step
     clip_low: float = 0.2
     clip_high: float = 0.2  # asymmetric clipping (DAPO's "clip higher", arXiv 2503.14476) when above clip_low
     normalise: Normalise = "token"  # see `pack.token_weights`

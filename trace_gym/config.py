@@ -91,7 +91,9 @@ class EngineConfig(_Section):
 class RolloutConfig(_Section):
     """How a step's trees are grown."""
 
-    prompts_per_step: int = Field(16, ge=1, description="tasks in a step's pool")
+    prompts_per_step: int = Field(
+        16, ge=1, description="tasks in a step's pool; algorithm.pool goes before it"
+    )
     max_tokens: int = Field(64, ge=1, description="tokens sampled per turn, at most")
     temperature: float = Field(1.0, gt=0, description="sampling temperature")
     turn_deadline_s: float = Field(
@@ -143,6 +145,11 @@ class EvalConfig(_Section):
     )
     every_steps: int = Field(
         0, ge=0, description="training steps between evaluations; 0 is before and after only"
+    )
+    every_tokens: int = Field(
+        0,
+        ge=0,
+        description="sampled tokens between evaluations, for curves at equal cost; 0 leaves it to every_steps",
     )
     draws: int = Field(1, ge=1, description="sampled rollouts per task")
     greedy: bool = Field(True, description="measure greedy success too")

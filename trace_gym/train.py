@@ -92,7 +92,7 @@ def train(
             run.append_metrics(metrics)
             boards.write(metrics, step)
         observer.step(metrics)
-        if _due(config.eval.every_steps, step + 1):
+        if _due(config.eval.every_steps, step + 1) or _passed(config.eval.every_tokens, ctx, s.ledger):
             _evaluate(s, run, step=step + 1)
         if _due(config.log.checkpoint_every_steps, step + 1):
             _checkpoint(run, s, step + 1)
@@ -112,7 +112,7 @@ def train(
 def _grow(s: _Session, step: int, left: Budget) -> StepContext:
     """The step's pool, grown into trees."""
     with s.ledger.timed("plant"):
-        pool = _pool(s.context, s.config.rollout.prompts_per_step, step)
+        pool = _pool(s.context, s.algorithm.pool or s.config.rollout.prompts_per_step, step)
         ctx = plant_trees(s.actor.env, pool, s.actor.renderer, s.context, step, left)
     return grow_trees(
         s.algorithm,
@@ -255,6 +255,8 @@ def _metrics(ctx: StepContext, s: _Session, start: float) -> Metrics:
         "format_error_rate": sum(n.format_error for tree in trees for n in tree.nodes) / max(1, turns),
         "unscored": float(sum(len(tree.leaves()) for tree in trees) - len(outcomes)),
         "rollouts": float(len(outcomes)),
+        "prompts": float(len(trees)),
+        "mixed_anchors": float(sum(tree.mixed_anchors() for tree in trees)),
         "refused": float(ctx.refused),
         "tokens_per_s": spent.policy_tokens / seconds,
         "seconds": seconds,
@@ -266,6 +268,13 @@ def _metrics(ctx: StepContext, s: _Session, start: float) -> Metrics:
 
 def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _passed(every_tokens: int, ctx: StepContext, ledger: Ledger) -> bool:
+    """Whether the step's tokens took the run's total past a multiple of `every_tokens`."""
+    after = ledger.total.policy_tokens
+    before = after - ctx.purse.spent.policy_tokens
+    return every_tokens > 0 and before // every_tokens < after // every_tokens
 
 
 def _used(s: _Session, step: int) -> float:
@@ -280,7 +289,7 @@ def _evaluate(s: _Session, run: RunFolder, *, step: int) -> None:
     """Sampled success, and greedy success where asked for, on the evaluation split; the same tasks and seeds each time."""
     if not s.config.eval.tasks or any(row["step"] == step for row in run.evals()):
         return
-    row = {"step": float(step)}
+    row = {"step": float(step), "policy_tokens": float(s.ledger.total.policy_tokens)}
     for prefix, greedy in (("eval", False), ("eval_greedy", True)):
         if not greedy or s.config.eval.greedy:
             found = evaluate_actor(s.actor, s.config, greedy=greedy, observer=s.observer)

@@ -191,6 +191,17 @@ class Tree:
         outcomes = self.outcomes()
         return bool(outcomes) and max(outcomes) - min(outcomes) > 1e-9
 
+    def mixed_anchors(self) -> int:
+        """Nodes, the prompt included, whose draws differ in value: where success and failure can be compared directly."""
+        values = self.values()
+        low, high = np.full(len(self.nodes), np.inf), np.full(len(self.nodes), -np.inf)
+        for index in range(1, len(self.nodes)):
+            parent = self.nodes[index].parent
+            if not np.isnan(values[index]):
+                low[parent] = min(low[parent], values[index])
+                high[parent] = max(high[parent], values[index])
+        return int((high - low > 1e-9).sum())
+
     def anchors(self) -> list[int]:
         """Nodes a continuation can start from, the prompt excluded: running and with a snapshot."""
         return [

@@ -1,0 +1,190 @@
+"""Training runs side by side: the cells of a comparison, run once each, in worker processes, and read back as tables.
+
+    cell = (arm, seed): one `train` with the comparison's settings, the arm's and the seed's
+
+Invariants: arms of one seed share everything but their own settings (start, task order, evaluation tasks and seeds), so
+differences are taken within a seed; a finished cell is never run again, an unfinished one starts anew; a cell that fails
+says why and stops nobody. Each worker uses one thread: two cells on two cores beat one cell on two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+__all__ = ["Cell", "Interval", "area", "curve", "paired", "read_cells", "run_cells"]
+
+Floats = npt.NDArray[np.float64]
+POLL_S = 0.5
+FINISHED = "cell.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One training run of a comparison. `settings` are overrides as `trace-gym train` takes them."""
+
+    arm: str
+    seed: int
+    settings: tuple[str, ...]
+    greedy: bool = True  # evaluate the final policy greedily too
+
+    def folder(self, out: Path) -> Path:
+        return out / self.arm / f"seed-{self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a finished cell left: rows of its steps and evaluations, and the final policy's greedy success."""
+
+    arm: str
+    seed: int
+    seconds: float
+    commit: str
+    metrics: list[dict[str, float]] = field(repr=False)
+    evals: list[dict[str, float]] = field(repr=False)
+    greedy: float = float("nan")
+    error: str = ""
+
+
+def run_cells(
+    cells: Sequence[Cell], out: Path, *, workers: int = 2, say: Callable[[str], None] = print
+) -> list[Result]:
+    """Run what has not been run yet, `workers` at a time, in the order given; returns all results."""
+    waiting = [cell for cell in cells if not (cell.folder(out) / FINISHED).exists()]
+    running: dict[Cell, subprocess.Popen[bytes]] = {}
+    begin, total, done = time.monotonic(), len(waiting), 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                cell = waiting.pop(0)
+                running[cell] = _start(cell, out)
+            time.sleep(POLL_S)
+            for cell in [c for c, process in running.items() if process.poll() is not None]:
+                running.pop(cell)
+                done += 1
+                left_s = (time.monotonic() - begin) / done * (total - done)
+                say(
+                    f"{done}/{total} {cell.arm} seed {cell.seed}: {_brief(cell, out)}; {left_s / 60:.0f} min left"
+                )
+    finally:
+        for process in running.values():
+            process.kill()
+    return read_cells(cells, out)
+
+
+def _start(cell: Cell, out: Path) -> subprocess.Popen[bytes]:
+    folder = cell.folder(out)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with open(folder / "log.txt", "wb") as log:
+        command = [sys.executable, "-m", "trace_gym.benchmarks.cells", str(folder), json.dumps(asdict(cell))]
+        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=one_thread)
+
+
+def _brief(cell: Cell, out: Path) -> str:
+    found = read_cells([cell], out)
+    if not found:
+        lines = (cell.folder(out) / "log.txt").read_text(errors="replace").strip().splitlines()
+        return f"broke ({lines[-1] if lines else 'no output'})"
+    if found[0].error or not found[0].evals:
+        return found[0].error or "no evaluation"
+    first, last = found[0].evals[0], found[0].evals[-1]
+    return f"{first['eval_success']:.3f} -> {last['eval_success']:.3f} in {found[0].seconds:.0f} s"
+
+
+def read_cells(cells: Sequence[Cell], out: Path) -> list[Result]:
+    """The results of the finished cells among `cells`, in their order."""
+    paths = [cell.folder(out) / FINISHED for cell in cells]
+    return [Result(**json.loads(path.read_text())) for path in paths if path.exists()]
+
+
+def _work(folder: Path, cell: Cell) -> None:
+    """Runs in a worker process: the cell's training, its results in one file, written at the end."""
+    from trace_gym.config import load_config
+    from trace_gym.errors import TraceGymError
+    from trace_gym.evaluate import evaluate_policy
+    from trace_gym.observer import Silent
+    from trace_gym.runs import environment_facts
+    from trace_gym.train import train
+
+    start, commit = time.perf_counter(), environment_facts().get("commit", "")
+    settings = [*cell.settings, f"seed={cell.seed}", f"out={folder}", "name=run"]
+    try:
+        config = load_config(None, settings)
+        run = train(config, Silent())
+        greedy = float("nan")
+        if cell.greedy:
+            final = config.policy.model_copy(update={"path": str(run.policy_folder)})
+            greedy = evaluate_policy(config.model_copy(update={"policy": final}), greedy=True).success
+        rows = [
+            [{k: float(v) for k, v in row.items()} for row in part] for part in (run.metrics(), run.evals())
+        ]
+        result = Result(cell.arm, cell.seed, time.perf_counter() - start, commit, rows[0], rows[1], greedy)
+        shutil.rmtree(run.policy_folder, ignore_errors=True)
+    except TraceGymError as error:
+        result = Result(cell.arm, cell.seed, time.perf_counter() - start, commit, [], [], error=str(error))
+    fresh = folder / f".{FINISHED}"
+    fresh.write_text(json.dumps(asdict(result)))
+    fresh.rename(folder / FINISHED)
+
+
+# ---- numbers --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean with the 95 % interval of Student's t over seeds; nan ends for fewer than two."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float] | Floats) -> Interval:
+        x = np.asarray(values, dtype=np.float64)
+        x = x[~np.isnan(x)]
+        if len(x) < 2:
+            return cls(float(x.mean()) if len(x) else float("nan"), float("nan"), float("nan"), len(x))
+        half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+        return cls(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, len(x))
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Interval:
+    """The mean difference `one - other` over the seeds that both have."""
+    return Interval.of([one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())])
+
+
+def curve(result: Result) -> tuple[Floats, Floats]:
+    """Sampled tokens and held-out success at each evaluation."""
+    return (
+        np.array([row["policy_tokens"] for row in result.evals]),
+        np.array([row["eval_success"] for row in result.evals]),
+    )
+
+
+def area(result: Result, budget: float) -> float:
+    """Mean held-out success over the budget: the trapezoid under the curve, its last value held to `budget`."""
+    tokens, success = curve(result)
+    tokens, success = np.append(np.minimum(tokens, budget), budget), np.append(success, success[-1])
+    return float(np.trapezoid(success, tokens) / budget)
+
+
+if __name__ == "__main__":
+    described = json.loads(sys.argv[2])
+    _work(Path(sys.argv[1]), Cell(**described | {"settings": tuple(described["settings"])}))

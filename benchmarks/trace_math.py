@@ -1,0 +1,58 @@
+"""Does choosing where to roll out help? `grpo`, `tree_grpo`, `trace` and its joint rule on Math-v0 with a tiny policy.
+
+    python -m trace_gym.benchmarks.trace_math --out runs/trace-math --policies policies      runs what is missing, prints the tables
+
+Ten paired seeds at equal sampled tokens on two declared difficulty mixes: `broad`, problems of one to five steps, and `hard`,
+of three to five. Seeds share five starting policies (`policies/seed-0` to `seed-4`, made by
+`trace-gym warmup --option difficulty=1-5 --seed S`), two seeds each. Held-out success is measured on the whole test split
+before, during and after training; nothing is tuned on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trace_gym.benchmarks.cells import Cell
+
+__all__ = ["ARMS", "BUDGET", "MIXES", "cells"]
+
+BUDGET = 150_000  # sampled tokens
+POLICIES = 5
+MIXES = {"broad": "1-5", "hard": "3-5"}
+UNITS = "64"  # rollout units a step
+COMMON = (
+    "rollout.max_tokens=32",
+    "rollout.prompts_per_step=8",
+    "optim.micro_batch_tokens=2048",
+    f"budget.policy_tokens={BUDGET}",
+    "eval.tasks=512",
+    f"eval.every_tokens={BUDGET // 3}",
+    "eval.greedy=false",
+    "log.trees_every_steps=0",
+    "log.checkpoint_every_steps=0",
+    "log.tensorboard=false",
+)
+TRACE = ("algorithm.name=trace", "algorithm.pool=64", "algorithm.rollouts=32", "algorithm.continuations=2")
+ARMS: dict[str, tuple[str, ...]] = {
+    "grpo": ("algorithm.name=grpo", "algorithm.group=8"),
+}
+
+
+def cells(mixes: Sequence[str], arms: Sequence[str], seeds: Sequence[int], policies: Path) -> list[Cell]:
+    """Seed by seed, so that an interrupted comparison is still paired."""
+    return [
+        Cell(
+            f"{mix}/{arm}",
+            seed,
+            (
+                *COMMON,
+                f"env.options.difficulty={MIXES[mix]}",
+                f"policy.path={policies / f'seed-{seed % POLICIES}'}",
+                *ARMS[arm],
+            ),
+        )
+        for seed in seeds
+        for mix in mixes
+        for arm in arms
+    ]
