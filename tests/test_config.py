@@ -112,7 +112,7 @@ def test_a_dumped_config_loads_back_equal(
 
 def test_a_dump_shows_every_setting_with_its_meaning() -> None:
     text = dump_config(load_config())
-    assert "  lr: 0.0003  # learning rate after warm-up\n" in text
+    assert "  max_grad_norm: 1.0  # gradients are scaled down to this norm\n" in text
     for section in sections(load_config()):
         for name in type(section).model_fields:
             assert f"{name}:" in text

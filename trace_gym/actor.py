@@ -6,13 +6,14 @@ Training and evaluation build it from the same settings, so that both see exactl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 
 from trace_gym.config import PolicyConfig, TrainConfig
 from trace_gym.engine import Engine
+from trace_gym.engines.forward import ForwardEngine
 from trace_gym.engines.transformers import TransformersEngine
 from trace_gym.env import ForkableEnv
 from trace_gym.finetune import Learner, load_frozen, load_learner
@@ -20,8 +21,9 @@ from trace_gym.plugins import make_env
 from trace_gym.render import ChatRenderer, Renderer
 from trace_gym.rollout import RolloutSettings
 from trace_gym.seeding import keyed_rng
+from trace_gym.tabular import TabularLearner, is_tabular, load_tabular
 
-__all__ = ["Actor", "build_actor", "make_renderer"]
+__all__ = ["Actor", "build_actor", "make_engine", "make_renderer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +59,47 @@ def make_renderer(policy: PolicyConfig, tokenizer: Any) -> Renderer:
     return ChatRenderer(tokenizer, template_args=policy.template_args)
 
 
+def make_engine(config: TrainConfig, learner: Learner) -> Engine:
+    """A new engine that samples from the learner's policy."""
+    if isinstance(learner, TabularLearner):
+        return ForwardEngine(learner.sampler, max_batch=config.engine.max_batch)
+    return TransformersEngine(learner.sampler, max_batch=config.engine.max_batch)
+
+
 def build_actor(config: TrainConfig, *, learns: bool = False) -> Actor:
     """Load the policy, to learn or just to act, and make the environment. Raises `ConfigError` for what cannot be had."""
     env = make_env(config.env.id, config.env.options)
+    if is_tabular(config.policy.path):
+        return _tabular_actor(config, env, learns=learns)
     if learns:
         learner, tokenizer = load_learner(config.policy, seed=config.seed)
     else:
         learner, tokenizer = load_frozen(config.policy)
-    limits = {
-        f.name: getattr(config.rollout, f.name) for f in fields(RolloutSettings) if f.name != "lockstep"
-    }
     return Actor(
         learner=learner,
         tokenizer=tokenizer,
         renderer=make_renderer(config.policy, tokenizer),
-        engine=TransformersEngine(learner.sampler, max_batch=config.engine.max_batch),
+        engine=make_engine(config, learner),
         env=env,
-        settings=RolloutSettings(**limits, lockstep=config.deterministic),
+        settings=_rollout_settings(config),
     )
+
+
+def _tabular_actor(config: TrainConfig, env: ForkableEnv[Any], *, learns: bool) -> Actor:
+    """A turn of a table is one token, so that is what a rollout's worst case is reserved for."""
+    learner, renderer = load_tabular(config.policy, env, learns=learns)
+    return Actor(
+        learner=learner,
+        tokenizer=renderer,
+        renderer=renderer,
+        engine=make_engine(config, learner),
+        env=env,
+        settings=replace(_rollout_settings(config), max_tokens=1),
+    )
+
+
+def _rollout_settings(config: TrainConfig) -> RolloutSettings:
+    limits = {
+        f.name: getattr(config.rollout, f.name) for f in fields(RolloutSettings) if f.name != "lockstep"
+    }
+    return RolloutSettings(**limits, lockstep=config.deterministic)

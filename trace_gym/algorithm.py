@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from trace_gym.engine import FloatArray, IntArray
-from trace_gym.env import Snapshot
 from trace_gym.errors import PluginError
 from trace_gym.ledger import Budget, Purse
 from trace_gym.seeding import Part, keyed_rng
@@ -31,6 +30,8 @@ __all__ = [
     "LossBatch",
     "Metrics",
     "Normalise",
+    "Oracle",
+    "Place",
     "RunContext",
     "StepContext",
     "check_credits",
@@ -38,6 +39,10 @@ __all__ = [
 
 Metrics = dict[str, float]
 Normalise = Literal["token", "sequence", "constant"]
+Place = tuple[str, int]  # (task, node of its tree in this step)
+Oracle = Callable[
+    [Sequence[Place]], npt.NDArray[np.float64]
+]  # success probability [n] of the present policy from n places
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +84,7 @@ class StepContext:
     purse: Purse = field(default_factory=lambda: Purse(Budget()))
     idle: tuple[str, ...] = ()  # trees whose last planned rollout has just ended, in pool order
     refused: int = 0  # planned rollouts that the budget no longer covered
-    oracle: Callable[[Snapshot], float] | None = (
-        None  # the exact success probability, where the environment knows it
-    )
+    oracle: Oracle | None = None  # where there is one; what it costs is never billed
 
     @property
     def pool(self) -> tuple[str, ...]:

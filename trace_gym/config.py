@@ -27,6 +27,7 @@ __all__ = [
     "LogConfig",
     "LoraConfig",
     "OptimConfig",
+    "OracleConfig",
     "PolicyConfig",
     "RolloutConfig",
     "TrainConfig",
@@ -66,7 +67,8 @@ class PolicyConfig(_Section):
 
     path: FolderPath = Field(
         "policy",
-        description="model folder, a name of `trace-gym model list`, or one on the Hugging Face hub",
+        description="model folder, a name of `trace-gym model list`, one on the Hugging Face hub, or tabular: a table of "
+        "logits, for environments such as trace_gym/Relay-v0 whose success probabilities are known exactly",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -84,7 +86,9 @@ class PolicyConfig(_Section):
 class EngineConfig(_Section):
     """What generates text."""
 
-    kind: Literal["transformers"] = Field("transformers", description="the engine")
+    kind: Literal["transformers"] = Field(
+        "transformers", description="the engine; a table has its own whatever stands here"
+    )
     max_batch: int = Field(128, ge=1, description="turns generated at a time")
 
 
@@ -106,7 +110,9 @@ class RolloutConfig(_Section):
 class OptimConfig(_Section):
     """AdamW and how a step's tokens are cut up for it."""
 
-    lr: float = Field(3e-4, gt=0, description="learning rate after warm-up")
+    lr: float | None = Field(
+        None, gt=0, description="learning rate after warm-up; null is 3e-4, and 0.1 for policy.path=tabular"
+    )
     warmup_steps: int = Field(5, ge=0, description="optimiser steps of linear warm-up")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay per step, times lr")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
@@ -155,6 +161,16 @@ class EvalConfig(_Section):
     greedy: bool = Field(True, description="measure greedy success too")
 
 
+class OracleConfig(_Section):
+    """What algorithms may ask for the true success probability of any place in a tree. Nobody has to; never billed."""
+
+    kind: Literal["exact", "sampled"] = Field(
+        "exact",
+        description="exact: where the policy knows it (policy.path=tabular), else none; sampled: by rollouts from the place",
+    )
+    draws: int = Field(16, ge=1, description="rollouts from each place, where kind is sampled")
+
+
 class LogConfig(_Section):
     """What the run folder keeps."""
 
@@ -201,6 +217,7 @@ class TrainConfig(_Section):
     optim: OptimConfig = OptimConfig()
     budget: BudgetConfig = BudgetConfig(policy_tokens=250_000)
     eval: EvalConfig = EvalConfig()
+    oracle: OracleConfig = OracleConfig()
     log: LogConfig = LogConfig()
 
 

@@ -17,7 +17,7 @@ import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -41,6 +41,7 @@ class Learner:
     settings: PolicyConfig
     autocast: torch.dtype | None = None
     adapted: Any = None  # peft's wrapper around `model`, where adapters learn
+    learning_rate: ClassVar[float] = 3e-4  # where the settings give none
 
     @property
     def device(self) -> torch.device:

@@ -76,6 +76,7 @@ class Ledger:
 
     total: Cost = Cost()
     seconds: dict[str, float] = field(default_factory=dict)
+    _inside: float = field(default=0.0, repr=False, compare=False)  # seconds of blocks within the present one
 
     def add(self, cost: Cost) -> None:
         self.total = self.total + cost
@@ -85,12 +86,14 @@ class Ledger:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add the block's wall-clock seconds to `phase`."""
-        start = time.perf_counter()
+        """Add the block's wall-clock seconds to `phase`, without those of timed blocks inside it."""
+        start, outside, self._inside = time.perf_counter(), self._inside, 0.0
         try:
             yield
         finally:
-            self.add_seconds(phase, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            self.add_seconds(phase, seconds - self._inside)
+            self._inside = outside + seconds
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ from trace_gym.errors import ConfigError, EngineError
 from trace_gym.evaluate import evaluate_actor, evaluation_row
 from trace_gym.ledger import Budget, Ledger
 from trace_gym.observer import Observer
+from trace_gym.oracle import StepOracle, make_oracle
 from trace_gym.pack import flatten, token_weights
 from trace_gym.plugins import make_algorithm
 from trace_gym.rollout import grow_trees, plant_trees
@@ -43,7 +44,12 @@ class _Session:
     context: RunContext
     budget: Budget
     observer: Observer
+    oracle: StepOracle
     ledger: Ledger = field(default_factory=Ledger)
+
+    def close(self) -> None:
+        self.actor.engine.close()
+        self.oracle.close()
 
 
 def train(
@@ -77,7 +83,7 @@ def train(
             _checkpoint(run, s, step)
             observer.note(f"stopped before step {step}; go on with: trace-gym train --resume {run.path}")
             boards.close()
-            s.actor.engine.close()
+            s.close()
             return run
         start = time.perf_counter()
         ctx = _grow(s, step, left)
@@ -105,7 +111,7 @@ def train(
     s.actor.learner.save(run.policy_folder, s.actor.tokenizer)
     boards.write(run.evals()[-1] if run.evals() else {}, step)
     boards.close()
-    s.actor.engine.close()
+    s.close()
     return run
 
 
@@ -114,6 +120,7 @@ def _grow(s: _Session, step: int, left: Budget) -> StepContext:
     with s.ledger.timed("plant"):
         pool = _pool(s.context, s.algorithm.pool or s.config.rollout.prompts_per_step, step)
         ctx = plant_trees(s.actor.env, pool, s.actor.renderer, s.context, step, left)
+        ctx.oracle = s.oracle.of(ctx, s.ledger)
     return grow_trees(
         s.algorithm,
         ctx,
@@ -139,7 +146,7 @@ def _learn(s: _Session, ctx: StepContext) -> tuple[Metrics, Mapping[str, Credit]
         metrics |= s.updater.update(algorithm, rows, keyed_rng(s.config.seed, "minibatches", ctx.step))
     with s.ledger.timed("load"):
         s.actor.engine.load(s.actor.model.named_parameters(), ctx.step + 1)
-    return metrics, credits
+    return metrics | s.oracle.metrics(), credits
 
 
 # ---- setting up -----------------------------------------------------------------------------------------------------
@@ -160,6 +167,7 @@ def _prepare(config: TrainConfig, observer: Observer) -> _Session:
         context=_run_context(config, actor),
         budget=Budget(policy_tokens=b.policy_tokens, rollout_units=b.rollout_units, env_steps=b.env_steps),
         observer=observer,
+        oracle=make_oracle(config, actor),
     )
     algorithm.start(session.context)
     return session
@@ -167,12 +175,13 @@ def _prepare(config: TrainConfig, observer: Observer) -> _Session:
 
 def _updater(config: TrainConfig, actor: Actor, algorithm: Algorithm) -> Updater:
     optim, learner, temperature = config.optim, actor.learner, config.rollout.temperature
+    lr = learner.learning_rate if optim.lr is None else optim.lr
     return Updater(
         policy=learner.policy(temperature),
         optimizer=torch.optim.AdamW(
-            learner.learned(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
+            learner.learned(), lr=lr, betas=optim.betas, weight_decay=optim.weight_decay
         ),
-        lr=warm_up(optim.lr, optim.warmup_steps),
+        lr=warm_up(lr, optim.warmup_steps),
         max_grad_norm=optim.max_grad_norm,
         minibatches=optim.minibatches,
         micro_batch_tokens=optim.micro_batch_tokens,

@@ -1,0 +1,1 @@
+"""`trace_gym/Relay-v0`: an exact testbed."""
