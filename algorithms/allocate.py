@@ -27,6 +27,7 @@ __all__ = [
     "prefix_value",
     "root_value",
     "sample_roots",
+    "select_groups",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -156,6 +157,27 @@ def allocate_prefixes(f: npt.ArrayLike, budget: int, *, rng: np.random.Generator
         gain = float((members[:, i] * left[:, i]).mean())  # f (1-f)^k, k taken so far
         left[:, i] *= keep[:, i]
         heapq.heapreplace(heap, (-gain, order + prefixes, i))
+    return counts
+
+
+def select_groups(
+    v: npt.ArrayLike, budget: int, *, group: int, epsilon: float = 0.1, rng: np.random.Generator
+) -> Counts:
+    """[P] groups of `group` rollouts for the prompts whose groups will most probably hold both outcomes.
+
+    V_root counts prompts with a contrast, and is best served by many small groups; this rule counts the rollouts that have one
+    [ours; with a point estimate the order is that of PCL, arXiv 2510.01135: nearest 0.5]. A share `epsilon` of the groups goes
+    to prompts drawn at random. The sum is the largest multiple of `group` within the budget and the pool.
+    """
+    members = _predictions(v)
+    groups = min(budget // group, members.shape[1])
+    order = rng.permutation(members.shape[1])
+    explored = min(int(epsilon * groups + rng.random()), groups)
+    rest = order[explored:]
+    worth = root_value(members[:, rest], group).mean(axis=0)
+    chosen = np.concatenate([order[:explored], rest[np.argsort(-worth, kind="stable")][: groups - explored]])
+    counts = np.zeros(members.shape[1], dtype=np.int64)
+    counts[chosen] = group
     return counts
 
 

@@ -4,15 +4,18 @@ TRACE fixes the split between prompts and prefixes (N continuations per rollout)
 can be continued, the prompt included, is an anchor with one question: what would another rollout from here show, and what
 does it cost?
 
-    gain   = f (1-f)^k D^c    no contrast at the anchor yet: f is the chance that a draw there ends otherwise than all so far,
-                              k draws are already asked for in this plan, c contrasts are already in the tree
-           = v (1-v) D^c      the anchor already holds both outcomes: one more sample of a known contrast
-    cost   = expected tokens from the anchor to the end, in units of a whole rollout
+    contrast of an anchor = sqrt(n) once its n draws hold both outcomes, else 0: how its signal grows against its noise
+    gain of a draw        = f sqrt(n + 1) D^c              no contrast yet; f: chance to end otherwise than all n draws so far
+                          = (sqrt(n + 1) - sqrt(n)) D^c    both outcomes are there: a further sample of a known contrast
+    cost                  = expected tokens from the anchor to the end, in units of a whole rollout
+
+c counts the other contrasts of the tree, D < 1 (`discount`) is the diminishing return. An opening pair at a prompt of success v
+is worth 2 v (1-v) sqrt(2), and `coverage` on top of it for a prompt not looked at.
 
 A draw is made while gain / cost exceeds the *price*, one number for all anchors of all trees, which therefore need not wait
 for each other. The price moves after each step so that a step spends about its budget; no tree spends more than twice its
 equal share, whatever the price. v blends the prediction, worth `prior_rollouts` rollouts, with what was seen at the
-anchor. D < 1 (`discount`) is the diminishing return within a tree, and `coverage` the worth of opening a prompt at all.
+anchor.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ class JointRule:
 
     prior_rollouts: float = 4.0
     discount: float = 0.5
-    coverage: float = 0.05
+    coverage: float = 0.1
     waves: int = 4
     price: float = math.nan
     _plans: dict[str, int] = field(default_factory=dict)  # made for each tree of the step
@@ -58,7 +61,7 @@ class JointRule:
 
         At most half of the step's `units` opens prompts. The first price is that of the pair which spends the half.
         """
-        worth = v * (1.0 - v) + self.coverage / OPENING  # per rollout
+        worth = v * (1.0 - v) * math.sqrt(2.0) + self.coverage / OPENING  # per rollout
         order = np.lexsort((ctx.rng("open").permutation(len(v)), -worth))
         most = min(len(v), max(1, int(units / 2 / OPENING)))
         if math.isnan(self.price):
@@ -96,19 +99,20 @@ class JointRule:
     ) -> Iterator[tuple[float, int, float]]:
         """(gain per cost, node, cost) of each draw that could be made."""
         draws, mixed, mean, costs = _seen(tree)
-        worth = self.discount ** float(mixed.sum())
         for node, prediction in zip(nodes, predicted, strict=True):
             n = float(draws[node])
             if n == 0:
                 continue  # nothing was scored there: no outcome to contrast with
             v = (self.prior_rollouts * prediction + n * mean[node]) / (self.prior_rollouts + n)
-            cost = max(LEAST_COST, float(costs[node]))
-            if mixed[node]:
-                yield worth * v * (1.0 - v) / cost, node, cost
-                continue
             flip = 1.0 - v if mean[node] > 0.5 else v
+            cost = max(LEAST_COST, float(costs[node]))
+            worth = self.discount ** float(mixed.sum() - mixed[node])
             for k in range(MOST_DRAWS):
-                yield worth * flip * (1.0 - flip) ** k / cost, node, cost
+                if mixed[node]:
+                    gain = math.sqrt(n + k + 1) - math.sqrt(n + k)
+                else:
+                    gain = flip * (1.0 - flip) ** k * math.sqrt(n + k + 1)
+                yield worth * gain / cost, node, cost
 
     def learn(self, ctx: StepContext, units: float) -> bool:
         """Move the price by how much of `units` the step cost, in rollouts' worth of tokens; False before it rules."""

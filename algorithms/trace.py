@@ -32,6 +32,7 @@ from trace_gym.algorithms.allocate import (
     prefix_value,
     root_value,
     sample_roots,
+    select_groups,
 )
 from trace_gym.algorithms.credit import (
     CreditMode,
@@ -63,8 +64,8 @@ class TRACE(Algorithm):
     root_stage: Stage = "active"  # uniform: equal groups; off: one rollout of M prompts each
     prefix_stage: Stage = "active"  # uniform: prefixes at random; off: no continuations
     budget_rule: Literal["stages", "joint"] = "stages"
-    selection: Literal["greedy", "sample"] = "greedy"  # of prompts; greedy is as published
-    group: int = 8  # rollouts of a prompt where they are not allocated: uniform, sample
+    selection: Literal["greedy", "group", "sample"] = "greedy"  # of prompts; greedy is as published
+    group: int = 8  # rollouts of a prompt where they are not allocated: uniform, group, sample
     floor: float = 0.1  # of sample's score sqrt(v (1-v)) + floor
     inverse_weights: bool = False  # sample: divide a prompt's weight by its probability
     cap: int = 16  # rollouts of one prompt, at most
@@ -75,7 +76,7 @@ class TRACE(Algorithm):
     width: int = 128  # of the predictor
     prior_rollouts: float = 4.0  # joint: rollouts that a prediction counts for beside what was seen
     discount: float = 0.5  # joint: worth of a further contrast in a tree that holds one
-    coverage: float = 0.05  # joint: worth of opening a prompt, whatever is predicted, in contrasts
+    coverage: float = 0.1  # joint: worth of opening a prompt, whatever is predicted, in contrasts
     waves: int = 4  # joint: plans per tree, at most
     target: TargetWeighting = "draw"
     advantage: CreditMode = "edge"
@@ -141,6 +142,8 @@ class TRACE(Algorithm):
         v = self._predictor.predict(ctx, [(task, 0) for task in pool])
         if self.selection == "greedy":
             return allocate_roots(v, self.rollouts, cap=self.cap, epsilon=self.epsilon, rng=rng)
+        if self.selection == "group":
+            return select_groups(v, self.rollouts, group=self.group, epsilon=self.epsilon, rng=rng)
         counts, chances = sample_roots(v, self.rollouts, group=self.group, floor=self.floor, rng=rng)
         self._chances = dict(zip(pool, chances.tolist(), strict=True))
         return counts

@@ -58,50 +58,63 @@ class Result:
 
 
 def run_cells(
-    cells: Sequence[Cell], out: Path, *, workers: int = 2, say: Callable[[str], None] = print
+    cells: Sequence[Cell],
+    out: Path,
+    *,
+    workers: int = 2,
+    batch: int = 1,
+    say: Callable[[str], None] = print,
 ) -> list[Result]:
-    """Run what has not been run yet, `workers` at a time, in the order given; returns all results."""
-    waiting = [cell for cell in cells if not (cell.folder(out) / FINISHED).exists()]
-    running: dict[Cell, subprocess.Popen[bytes]] = {}
-    begin, total, done = time.monotonic(), len(waiting), 0
+    """Run what has not been run yet, `workers` processes at a time with `batch` cells each; returns all results there are."""
+    left = [cell for cell in cells if not (cell.folder(out) / FINISHED).exists()]
+    waiting = [left[i : i + batch] for i in range(0, len(left), batch)]
+    running: dict[int, tuple[subprocess.Popen[bytes], list[Cell]]] = {}
+    begin, done = time.monotonic(), 0
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                cell = waiting.pop(0)
-                running[cell] = _start(cell, out)
+                process = _start(waiting[0], out)
+                running[process.pid] = process, waiting.pop(0)
             time.sleep(POLL_S)
-            for cell in [c for c, process in running.items() if process.poll() is not None]:
-                running.pop(cell)
-                done += 1
-                left_s = (time.monotonic() - begin) / done * (total - done)
-                say(
-                    f"{done}/{total} {cell.arm} seed {cell.seed}: {_brief(cell, out)}; {left_s / 60:.0f} min left"
-                )
+            for pid in [pid for pid, (process, _) in running.items() if process.poll() is not None]:
+                for cell in running.pop(pid)[1]:
+                    done += 1
+                    left_s = (time.monotonic() - begin) / done * (len(left) - done)
+                    say(
+                        f"{done}/{len(left)} {cell.arm} seed {cell.seed}: {_brief(cell, out)}; {left_s / 60:.0f} min left"
+                    )
     finally:
-        for process in running.values():
+        for process, _ in running.values():
             process.kill()
     return read_cells(cells, out)
 
 
-def _start(cell: Cell, out: Path) -> subprocess.Popen[bytes]:
-    folder = cell.folder(out)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+def _start(cells: Sequence[Cell], out: Path) -> subprocess.Popen[bytes]:
+    out.mkdir(parents=True, exist_ok=True)
+    for cell in cells:
+        shutil.rmtree(cell.folder(out), ignore_errors=True)
+        cell.folder(out).mkdir(parents=True)
     one_thread = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    with open(folder / "log.txt", "wb") as log:
-        command = [sys.executable, "-m", "trace_gym.benchmarks.cells", str(folder), json.dumps(asdict(cell))]
-        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=one_thread)
+    with open(cells[0].folder(out) / "log.txt", "wb") as log:
+        described = json.dumps([asdict(cell) for cell in cells])
+        command = [sys.executable, "-m", "trace_gym.benchmarks.cells", str(out)]
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE, env=one_thread)
+    assert process.stdin is not None
+    process.stdin.write(described.encode())
+    process.stdin.close()
+    return process
 
 
 def _brief(cell: Cell, out: Path) -> str:
     found = read_cells([cell], out)
     if not found:
-        lines = (cell.folder(out) / "log.txt").read_text(errors="replace").strip().splitlines()
-        return f"broke ({lines[-1] if lines else 'no output'})"
-    if found[0].error or not found[0].evals:
-        return found[0].error or "no evaluation"
-    first, last = found[0].evals[0], found[0].evals[-1]
-    return f"{first['eval_success']:.3f} -> {last['eval_success']:.3f} in {found[0].seconds:.0f} s"
+        log = cell.folder(out) / "log.txt"
+        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+        return f"broke ({lines[-1] if lines else 'its process ended before it'})"
+    if found[0].error:
+        return found[0].error
+    success = curve(found[0])[1]
+    return f"{success[0]:.3f} -> {success[-1]:.3f} in {found[0].seconds:.0f} s"
 
 
 def read_cells(cells: Sequence[Cell], out: Path) -> list[Result]:
@@ -110,7 +123,7 @@ def read_cells(cells: Sequence[Cell], out: Path) -> list[Result]:
     return [Result(**json.loads(path.read_text())) for path in paths if path.exists()]
 
 
-def _work(folder: Path, cell: Cell) -> None:
+def _work(cell: Cell, out: Path) -> None:
     """Runs in a worker process: the cell's training, its results in one file, written at the end."""
     from trace_gym.config import load_config
     from trace_gym.errors import TraceGymError
@@ -119,7 +132,7 @@ def _work(folder: Path, cell: Cell) -> None:
     from trace_gym.runs import environment_facts
     from trace_gym.train import train
 
-    start, commit = time.perf_counter(), environment_facts().get("commit", "")
+    folder, start, commit = cell.folder(out), time.perf_counter(), environment_facts().get("commit", "")
     settings = [*cell.settings, f"seed={cell.seed}", f"out={folder}", "name=run"]
     try:
         config = load_config(None, settings)
@@ -171,11 +184,11 @@ def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Interval:
 
 
 def curve(result: Result) -> tuple[Floats, Floats]:
-    """Sampled tokens and held-out success at each evaluation."""
-    return (
-        np.array([row["policy_tokens"] for row in result.evals]),
-        np.array([row["eval_success"] for row in result.evals]),
-    )
+    """Sampled tokens and success: the exact one after each step where it is known, else the held-out one of evaluations."""
+    exact = [(row["policy_tokens"], row["exact_success"]) for row in result.metrics if "exact_success" in row]
+    held_out = [(row["policy_tokens"], row["eval_success"]) for row in result.evals]
+    tokens, success = np.array(exact or held_out).T
+    return tokens, success
 
 
 def area(result: Result, budget: float) -> float:
@@ -186,5 +199,5 @@ def area(result: Result, budget: float) -> float:
 
 
 if __name__ == "__main__":
-    described = json.loads(sys.argv[2])
-    _work(Path(sys.argv[1]), Cell(**described | {"settings": tuple(described["settings"])}))
+    for described in json.load(sys.stdin):
+        _work(Cell(**described | {"settings": tuple(described["settings"])}), Path(sys.argv[1]))

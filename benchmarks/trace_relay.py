@@ -1,0 +1,112 @@
+"""Every allocation and credit rule on Relay, where success is known exactly: arms x ten paired seeds at equal sampled tokens.
+
+    python -m trace_gym.benchmarks.trace_relay --out runs/trace-relay           tunes, runs what is missing, writes the tables
+
+A seed draws a world (kinds, stations, the right actions, the initial policy) and every random stream; arms of a seed share it
+all. The learning rate of each arm is the best of one small grid by mean area under the curve on other seeds. Success is the
+exact success of the policy over all kinds, not a sample, so differences carry no evaluation noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trace_gym.benchmarks.cells import Cell, area, read_cells, run_cells
+
+__all__ = ["ARMS", "BUDGET", "CONTROLS", "MIXES", "RATES", "cells", "run", "tuned"]
+
+BUDGET = 10_000  # sampled tokens: one each turn
+RATES = (0.05, 0.1, 0.2, 0.4)
+SEEDS = tuple(range(10))
+TUNING_SEEDS = (100, 101, 102)
+MIXES = ("broad", "hard")
+CONTROLS = (
+    "medium",
+    "never",
+    "first",
+    "last",
+)  # difficulty mixes where choosing should not help, or help in one way only
+COMMON = (
+    "policy.path=tabular",
+    "env.id=trace_gym/Relay-v0",
+    "env.options.kinds=64",
+    f"budget.policy_tokens={BUDGET}",
+    "rollout.prompts_per_step=8",
+    "eval.tasks=0",
+    "log.trees_every_steps=0",
+    "log.checkpoint_every_steps=0",
+    "log.tensorboard=false",
+)
+TRACE = ("name=trace", "pool=64", "rollouts=32", "continuations=2", "width=32")
+ROOTS = ("name=trace", "pool=64", "rollouts=64", "prefix_stage=off", "width=32")
+ARMS: Mapping[str, tuple[str, ...]] = {
+    "grpo": ("name=grpo",),
+    "loo": ("name=grpo", "advantage=loo", "scale=none"),
+    "grpo-edge": ("name=grpo", "advantage=edge", "scale=none"),
+    "rloo": ("name=rloo",),
+    "gigpo": ("name=gigpo",),
+    "dapo": ("name=dapo", "pool=64"),
+    "pcl": ("name=pcl", "pool=64", "width=32"),
+    "tree_grpo": ("name=tree_grpo",),
+    "treepo": ("name=treepo",),
+    "arpo": ("name=arpo",),
+    "bpo": ("name=bpo",),
+    "trace": TRACE,
+    "trace-leaf": (*TRACE, "target=leaf", "epsilon=0"),
+    "root-only": ROOTS,
+    "root-group": (*ROOTS, "selection=group"),
+    "root-sample": (*ROOTS, "selection=sample"),
+    "prefix-only": (*TRACE, "root_stage=uniform"),
+    "random-prefixes": (*TRACE, "prefix_stage=uniform"),
+    "uniform-uniform": (*TRACE, "root_stage=uniform", "prefix_stage=uniform"),
+    "sibling": (*TRACE, "root_stage=uniform", "prefix_stage=uniform", "advantage=sibling"),
+    "joint": (*TRACE, "budget_rule=joint"),
+    "trace-oracle": (*TRACE, "predictor=oracle"),
+    "root-oracle": (*ROOTS, "predictor=oracle"),
+    "joint-oracle": (*TRACE, "budget_rule=joint", "predictor=oracle"),
+    "trace-ensemble": (*TRACE, "predictor=ensemble"),
+    "trace-beta": (*TRACE, "predictor=beta"),
+    "trace-constant": (*TRACE, "predictor=constant"),
+    "trace-shuffled": (*TRACE, "predictor=shuffled"),
+    "trace-inverted": (*TRACE, "predictor=inverted"),
+}
+
+
+def cells(
+    arms: Sequence[str], mixes: Sequence[str], seeds: Sequence[int], rate: Mapping[str, float]
+) -> list[Cell]:
+    """Seed by seed, so that an interrupted comparison is still paired."""
+    return [
+        Cell(
+            f"{mix}/{arm}/lr-{rate[arm]:g}",
+            seed,
+            (
+                *COMMON,
+                f"env.options.mix={mix}",
+                f"env.options.world={seed}",
+                f"optim.lr={rate[arm]}",
+                *(f"algorithm.{setting}" for setting in ARMS[arm]),
+            ),
+            greedy=False,
+        )
+        for seed in seeds
+        for mix in mixes
+        for arm in arms
+    ]
+
+
+def tuned(arms: Sequence[str], out: Path, *, workers: int, mix: str = "broad") -> dict[str, float]:
+    """The learning rate of each arm with the largest mean area on the tuning seeds; ties go to the smaller."""
+    grid = [cell for rate in RATES for cell in cells(arms, [mix], TUNING_SEEDS, dict.fromkeys(arms, rate))]
+    run_cells(grid, out, workers=workers, batch=len(TUNING_SEEDS) * 4)
+    best = {}
+    for arm in arms:
+        areas = []
+        for rate in RATES:
+            found = read_cells(cells([arm], [mix], TUNING_SEEDS, {arm: rate}), out)
+            areas.append(float(np.mean([area(r, BUDGET) for r in found if not r.error] or [-1.0])))
+        best[arm] = RATES[int(np.argmax(areas))]
+    return best
