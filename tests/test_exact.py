@@ -105,5 +105,13 @@ def test_the_gradient_equals_autograd(options: dict[str, Any]) -> None:
     )  # float32 against float64
 
 
+def test_the_gradient_of_single_starts_averages_to_the_whole() -> None:
+    env = RelayEnv(**SMALL[0])
+    spec, logits = env.tabular(), some_policy(env)
+    each = [policy_gradient(spec, logits, starts=[start]) for start in spec.starts]
+    assert np.mean(each, axis=0) == pytest.approx(policy_gradient(spec, logits))
+    assert not each[0][3:].any() and each[0][:2].all()  # the other kinds play no part
+
+
 def test_softmax_of_extreme_logits_is_finite() -> None:
     assert softmax(np.array([1e4, 0.0, -1e4])).tolist() == [1.0, 0.0, 0.0]

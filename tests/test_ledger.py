@@ -1,5 +1,7 @@
 """Costs, budgets and reservations."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,3 +56,16 @@ def test_phases_are_timed() -> None:
         with ledger.timed("engine"):
             pass
     assert ledger.seconds["engine"] > 0
+
+
+def test_a_block_inside_another_is_counted_once() -> None:
+    ledger = Ledger()
+    start = time.perf_counter()
+    with ledger.timed("plan"):
+        with ledger.timed("oracle"):
+            time.sleep(0.05)
+        with ledger.timed("oracle"), ledger.timed("engine"):
+            time.sleep(0.05)
+    whole = time.perf_counter() - start
+    assert ledger.seconds["oracle"] >= 0.05 and ledger.seconds["engine"] >= 0.05
+    assert sum(ledger.seconds.values()) <= whole

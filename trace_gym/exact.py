@@ -117,12 +117,22 @@ def success(spec: TabularSpec, probabilities: Floats) -> float:
     return float(start_success(spec, probabilities).mean())
 
 
-def policy_gradient(spec: TabularSpec, logits: npt.ArrayLike, temperature: float = 1.0) -> Floats:
-    """[S, A] exact gradient of `success` by the logits: sum over turns of visits x pi x (Q - V) / temperature."""
+def policy_gradient(
+    spec: TabularSpec,
+    logits: npt.ArrayLike,
+    temperature: float = 1.0,
+    *,
+    starts: Sequence[int] | None = None,
+) -> Floats:
+    """[S, A] exact gradient of `success` by the logits: sum over turns of visits x pi x (Q - V) / temperature.
+
+    `starts` are the states that episodes begin in (`spec.state` of a task's prompt), if not all of the table's.
+    """
+    first = spec.starts if starts is None else np.asarray(starts, dtype=np.int64)
     probabilities = softmax(logits, temperature)
     table = success_table(spec, probabilities)
     visits = np.zeros(spec.states + 2)
-    np.add.at(visits, spec.starts, 1.0 / len(spec.starts))
+    np.add.at(visits, first, 1.0 / len(first))
     gradient = np.zeros_like(probabilities)
     for turns in range(spec.turn_limit, 0, -1):
         here = visits[: spec.states, None] * probabilities  # [S, A]

@@ -42,7 +42,7 @@ class RelayState(msgspec.Struct, frozen=True):
 
 
 class RelayEnv(ForkableEnv[RelayState]):
-    """See the module. Task ids are `difficulty/number`.
+    """A runner passes stations; the chance of success is known exactly from everywhere. Task ids are `difficulty/number`.
 
     `mix`: a preset (see `world`), or shares of the difficulties trivial, medium, hard, never and of numbers, each a start
     success, such as {medium: 1, "0.02": 3}. `depth`: stations. `slack`: turns that may be wasted, at least 1. `dead_ends`: the
