@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -424,24 +425,22 @@ def test_leaf_mean_with_leaf_weights_is_training_every_path_separately(seed: int
 
 
 def small_network(seed: int) -> Any:
+    """A causal network (a GRU) behind the interface of a language model."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = torch.nn.Embedding(40, 16)
+            self.body = torch.nn.GRU(16, 16, batch_first=True)
+            self.head = torch.nn.Linear(16, 40)
+
+        def forward(self, input_ids: Any, use_cache: bool = False) -> Any:
+            return SimpleNamespace(logits=self.head(self.body(self.embed(input_ids))[0]))
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=40,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            tie_word_embeddings=True,
-            pad_token_id=0,
-            initializer_range=0.3,
-        )
-        return LlamaForCausalLM(config).float()
+        return Net()
 
 
 def every_path_separately(now: Any, start: Any, trees: dict[str, Tree], constant: int) -> Any:
@@ -451,19 +450,13 @@ def every_path_separately(now: Any, start: Any, trees: dict[str, Tree], constant
     total, paths = torch.zeros(()), sum(len(slow.scored_leaves(tree)) for tree in trees.values())
     for tree in trees.values():
         for leaf in slow.scored_leaves(tree):
-            advantage = slow.group_of_leaf(tree, leaf)
-            tokens, sampled = [], []
-            for node in [*reversed(slow.above(tree, leaf)), leaf]:
-                for k, token in enumerate(tree[node].tokens):
-                    sampled.append(k < tree[node].n_action)
-                    tokens.append(int(token))
-            ids = torch.tensor([tokens])
+            nodes = [tree[i] for i in (*reversed(slow.above(tree, leaf)), leaf)]
+            ids = torch.tensor([[int(token) for node in nodes for token in node.tokens]])
+            sampled = [k < node.n_action for node in nodes for k in range(len(node.tokens))]
             after, before = (
-                torch.log_softmax(net(ids).logits[0], dim=-1)[torch.arange(len(tokens) - 1), ids[0, 1:]]
+                torch.log_softmax(net(ids).logits[0, :-1], dim=-1).gather(1, ids[0, 1:, None])[:, 0]
                 for net in (now, start)
             )
-            for position in range(1, len(tokens)):
-                if sampled[position]:
-                    ratio = torch.exp(after[position - 1] - before[position - 1].detach())
-                    total = total - ratio * advantage / (paths * constant)
+            ratio = torch.exp(after - before.detach())[torch.tensor(sampled[1:])]
+            total = total - ratio.sum() * slow.group_of_leaf(tree, leaf) / (paths * constant)
     return total
