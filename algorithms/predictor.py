@@ -1,0 +1,293 @@
+"""The study coach: how likely is the present policy to succeed from here? Asked by the allocator, never by the gradient.
+
+A predictor answers for places, which are nodes of the step's trees, and learns from their backed-up values. What it answers
+is [K, n]: K members of an ensemble, or K = 1 for a point estimate or a single posterior draw. `make_predictor` knows them all:
+
+    network     one small network for prompts and prefixes (TRACE, arXiv 2606.11119); see `forecast`
+    ensemble    five of them, which disagree about what they have not seen
+    beta        counts per prompt that are slowly forgotten (MoPPS, arXiv 2507.04632); a prefix gets its prompt's value
+    oracle      the exact success probability, where the environment knows it
+    constant, shuffled, inverted    controls: 0.5; the network's answers at the wrong places; their opposite
+
+Every answer depends on (run seed, step, what was learned, the places asked about) and on no global generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from trace_gym.algorithm import Metrics, RunContext, StepContext
+from trace_gym.errors import ConfigError
+
+__all__ = [
+    "Beta",
+    "Constant",
+    "Inverted",
+    "Oracle",
+    "Place",
+    "Predictor",
+    "PredictorKind",
+    "Shuffled",
+    "calibration",
+    "make_predictor",
+]
+
+Place = tuple[str, int]  # (task, node of its tree); node 0 is the prompt
+Float64Array = npt.NDArray[np.float64]
+PredictorKind = Literal["network", "ensemble", "beta", "constant", "shuffled", "inverted", "oracle"]
+BINS = 10  # of the expected calibration error
+
+
+class Predictor(Protocol):
+    """`start` once, then any number of `predict` and `learn`. What was learned is in `state_dict`: plain data and arrays."""
+
+    def start(self, run: RunContext) -> None:
+        """Before the first step, and before `load_state_dict` in a resumed run."""
+
+    def predict(self, ctx: StepContext, places: Sequence[Place]) -> Float64Array:
+        """[K, n] success probability at each place, by member."""
+
+    def learn(
+        self, ctx: StepContext, places: Sequence[Place], targets: Float64Array, weights: Float64Array
+    ) -> Metrics:
+        """Learn the backed-up value `targets` [n] of distinct places; `weights` [n] says how much each is worth. A target
+        of nan is not scored and teaches nothing."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def make_predictor(
+    kind: PredictorKind,
+    *,
+    width: int = 128,
+    layers: int = 2,
+    heads: int = 4,
+    members: int = 5,
+    thompson: bool = False,
+    epochs: int = 3,
+    replay_steps: int = 8,
+    batch: int = 64,
+    lr: float = 3e-4,
+    wide_lr: float = 3e-2,
+    weight_decay: float = 0.01,
+    forgetting: float = 0.9,
+    prior: float = 2.0,
+) -> Predictor:
+    """The predictor of this kind; it reads the settings that concern it.
+
+    `members` is for `ensemble`, `thompson` for `ensemble` and `beta`; `forgetting` (the share of its counts that a prompt
+    keeps from one step to the next) and `prior` (the rollouts that the prior is worth) for `beta`; the others for networks.
+    Raises `ConfigError` for values that cannot work.
+    """
+    if kind == "constant":
+        return Constant()
+    if kind == "oracle":
+        return Oracle()
+    if kind == "beta":
+        return Beta(forgetting=forgetting, prior=prior, thompson=thompson)
+    from trace_gym.algorithms.forecast import Network  # torch, which the others do without
+
+    network = Network(
+        width=width,
+        layers=layers,
+        heads=heads,
+        members=members if kind == "ensemble" else 1,
+        thompson=thompson and kind == "ensemble",
+        epochs=epochs,
+        replay_steps=replay_steps,
+        batch=batch,
+        lr=lr,
+        wide_lr=wide_lr,
+        weight_decay=weight_decay,
+    )
+    if kind == "shuffled":
+        return Shuffled(network)
+    if kind == "inverted":
+        return Inverted(network)
+    if kind in ("network", "ensemble"):
+        return network
+    raise ConfigError(f"there is no predictor {kind!r}; use one of {', '.join(PredictorKind.__args__)}")  # type: ignore[attr-defined]
+
+
+# ---- how good were the predictions? ---------------------------------------------------------------------------------
+
+
+def calibration(predicted: Float64Array, realised: Float64Array) -> Metrics:
+    """`brier`, `ece` and `rank_correlation` (Spearman) of predictions [n] against realised values [n] in [0, 1].
+
+    The Brier score is the mean squared error; the expected calibration error compares means in ten bins of equal width
+    (Guo et al. 2017, arXiv 1706.04599, equation 3), where a realised value may be a fraction. Pairs with a nan are left out;
+    what is undefined is nan, as is the rank correlation of fewer than two different values.
+    """
+    paired = ~(np.isnan(predicted) | np.isnan(realised))
+    p, y = np.asarray(predicted)[paired], np.asarray(realised)[paired]
+    if not len(p):
+        return {"brier": np.nan, "ece": np.nan, "rank_correlation": np.nan}
+    bins = np.minimum((p * BINS).astype(np.int64), BINS - 1)
+    gaps = np.bincount(bins, weights=p - y, minlength=BINS)  # n_bin * (mean prediction - mean outcome)
+    ranks = _ranks(p), _ranks(y)
+    defined = all(np.ptp(rank) > 0 for rank in ranks)
+    return {
+        "brier": float(np.mean((p - y) ** 2)),
+        "ece": float(np.abs(gaps).sum() / len(p)),
+        "rank_correlation": float(np.corrcoef(*ranks)[0, 1]) if defined else np.nan,
+    }
+
+
+def _ranks(values: Float64Array) -> Float64Array:
+    """[n] ranks from 1; equal values share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[inverse], dtype=np.float64)
+
+
+# ---- the simple ones ------------------------------------------------------------------------------------------------
+
+
+class Constant:
+    """0.5 everywhere: every prompt and prefix is worth the same."""
+
+    def start(self, run: RunContext) -> None:
+        pass
+
+    def predict(self, ctx: StepContext, places: Sequence[Place]) -> Float64Array:
+        return np.full((1, len(places)), 0.5)
+
+    def learn(
+        self, ctx: StepContext, places: Sequence[Place], targets: Float64Array, weights: Float64Array
+    ) -> Metrics:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
+class Oracle(Constant):
+    """What the environment knows about the present policy; here alone an answer can be exactly 0 or 1."""
+
+    def predict(self, ctx: StepContext, places: Sequence[Place]) -> Float64Array:
+        oracle: Any = ctx.oracle
+        if oracle is None:
+            raise ConfigError(
+                "the oracle predictor needs an environment that knows its exact success probabilities: set "
+                "env.id=trace_gym/Relay-v0, or use a predictor that learns (network, ensemble or beta)"
+            )
+        return np.asarray(oracle(places), dtype=np.float64).reshape(1, len(places))
+
+
+class Beta:
+    """A Beta posterior per prompt, from the successes and failures of its root rollouts.
+
+    MoPPS (arXiv 2507.04632): with discount g (`forgetting`) and prior (a0, b0), each step makes
+    a <- g a + (1 - g) a0 + successes and b likewise: counts fade, the prior stays. Ours: all prompts fade with every step,
+    visited or not, for the policy moves anyway; and the prior's mean is the running mean success of all prompts, (S + 1) /
+    (N + 2) over the faded counts, so that a prompt never tried gets that.
+    """
+
+    def __init__(self, *, forgetting: float = 0.9, prior: float = 2.0, thompson: bool = False) -> None:
+        if not 0.0 <= forgetting <= 1.0 or not prior > 0.0:
+            raise ConfigError(
+                f"forgetting={forgetting} must be from 0 to 1 and prior={prior} above 0, for the beta predictor"
+            )
+        self.forgetting, self.prior, self.thompson = forgetting, prior, thompson
+        self._counts: dict[str, tuple[float, float]] = {}  # successes, failures as of step `_step`
+        self._step = 0
+
+    def start(self, run: RunContext) -> None:
+        pass
+
+    def predict(self, ctx: StepContext, places: Sequence[Place]) -> Float64Array:
+        """[1, n] posterior mean; with `thompson` one draw per prompt and step, which its prefixes share."""
+        self._fade(ctx.step)
+        mean = self._running_mean()
+        value = {task: self._value(ctx, task, mean) for task in {task for task, _ in places}}
+        return np.array([[value[task] for task, _ in places]], dtype=np.float64)
+
+    def learn(
+        self, ctx: StepContext, places: Sequence[Place], targets: Float64Array, weights: Float64Array
+    ) -> Metrics:
+        """Targets of prompts, each with its number of root rollouts as its weight; prefixes are passed over."""
+        roots = [i for i, (_, node) in enumerate(places) if node == 0 and not np.isnan(targets[i])]
+        if not roots:
+            return {}
+        y, n = np.asarray(targets)[roots], np.asarray(weights)[roots]
+        before = self.predict(ctx, [places[i] for i in roots])[0]
+        for i in roots:
+            successes, failures = self._counts.get(places[i][0], (0.0, 0.0))
+            won = float(weights[i] * targets[i])
+            self._counts[places[i][0]] = successes + won, failures + float(weights[i]) - won
+        return {"predictor_loss": float(np.average((before - y) ** 2, weights=n)) if n.sum() else np.nan}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self._step, "counts": {task: list(pair) for task, pair in self._counts.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._step = int(state["step"])
+        self._counts = {task: (float(s), float(f)) for task, (s, f) in state["counts"].items()}
+
+    def _fade(self, step: int) -> None:
+        """Bring the counts to `step`; within a step nothing fades."""
+        if step > self._step:
+            kept = self.forgetting ** (step - self._step)
+            self._counts = {task: (s * kept, f * kept) for task, (s, f) in self._counts.items()}
+            self._step = step
+
+    def _running_mean(self) -> float:
+        won = sum(s for s, _ in self._counts.values())
+        return (won + 1.0) / (won + sum(f for _, f in self._counts.values()) + 2.0)
+
+    def _value(self, ctx: StepContext, task: str, mean: float) -> float:
+        successes, failures = self._counts.get(task, (0.0, 0.0))
+        a, b = successes + self.prior * mean, failures + self.prior * (1.0 - mean)
+        if self.thompson:
+            return float(np.clip(ctx.rng("predictor", "thompson", task).beta(a, b), 1e-6, 1 - 1e-6))
+        return a / (a + b)
+
+
+# ---- controls made from another predictor ---------------------------------------------------------------------------
+
+
+class Shuffled:
+    """Another's answers, dealt out at random among the places of one call: right on the whole, wrong in each case.
+
+    A call about the prefixes of one tree permutes within that tree, so what it says of the tree's level stays.
+    """
+
+    def __init__(self, inner: Predictor) -> None:
+        self.inner = inner
+
+    def start(self, run: RunContext) -> None:
+        self.inner.start(run)
+
+    def predict(self, ctx: StepContext, places: Sequence[Place]) -> Float64Array:
+        answers = self.inner.predict(ctx, places)
+        where = places[0] if places else ("", 0)
+        order = ctx.rng("predictor", "shuffled", *where, len(places)).permutation(len(places))
+        return np.asarray(answers[:, order])
+
+    def learn(
+        self, ctx: StepContext, places: Sequence[Place], targets: Float64Array, weights: Float64Array
+    ) -> Metrics:
+        return self.inner.learn(ctx, places, targets, weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.inner.load_state_dict(state)
+
+
+class Inverted(Shuffled):
+    """1 less another's answer. The uncertainty v (1 - v) stays; which prefix of a failed rollout looks promising turns over."""
+
+    def predict(self, ctx: StepContext, places: Sequence[Place]) -> Float64Array:
+        return 1.0 - self.inner.predict(ctx, places)
