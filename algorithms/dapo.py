@@ -1,8 +1,8 @@
 """DAPO: groups of a single outcome are replaced until enough can teach (Yu et al. 2025, arXiv 2503.14476).
 
     A_i = (r_i - mean(r)) / std(r)                                    every token of rollout i
-    J   = 1 / sum_i |o_i|  sum_i sum_t  min(rho A, clip(rho, 1 - 0.2, 1 + 0.28) A)          (equation 8)
-          subject to 0 < |{i: rollout i is right}| < G                dynamic sampling (equation 11)
+    J   = 1 / sum_i |o_i|  sum_i sum_t  min(rho A, clip(rho, 1 - 0.2, 1 + 0.28) A)
+          subject to 0 < |{i: rollout i is right}| < G                dynamic sampling
 
 Prompts are opened in pool order (the pool is a random draw of the split): `prompts` groups at the start, then one more for
 every group that has ended with one outcome, until `prompts` groups hold both, or the pool or the budget is used up. Dropped
@@ -10,9 +10,9 @@ groups were paid for and are billed; only mixed ones get credit. Which prompts a
 groups end, for each one that fails opens exactly one.
 
 Deviations: the published code samples batches of a fixed number of prompts and throws the surplus of mixed groups away; here
-none is made. Overlong reward shaping is left out. No KL term, as in the paper. Numbers and constraint were checked against
-TreePO's restatement (arXiv 2508.17445, equation 1) and a public implementation's dynamic sampling loop; equation numbers are
-from memory. The pool has to be larger than `prompts`, or there is nothing to replace with.
+none is made. Overlong reward shaping is left out. No KL term, as in the paper. The objective, its constraint and 0.28 were
+checked against TreePO's restatement (arXiv 2508.17445, equation 1) and public implementations, not the paper's own text. The
+pool has to be larger than `prompts`, or there is nothing to replace with.
 
     trace-gym train policy.path=POLICY algorithm.name=dapo algorithm.prompts=8 algorithm.pool=24
 """

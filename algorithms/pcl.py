@@ -75,7 +75,8 @@ class PCL(Algorithm):
         if not len(opened):
             return metrics
         places = [(ctx.pool[i], 0) for i in opened]
-        return metrics | self._predictor.learn(ctx, places, realised[opened], np.ones(len(opened)))
+        counts = np.array([float(ctx.trees[task].draws()[0]) for task, _ in places])
+        return metrics | self._predictor.learn(ctx, places, realised[opened], counts)
 
     def credit(self, ctx: StepContext) -> Mapping[str, Credit]:
         return credit_trees(ctx.trees, mode="group", weights="turn", scale=self.scale)
