@@ -1,6 +1,6 @@
 """Does choosing where to roll out help? `grpo`, `tree_grpo`, `trace` and its joint rule on Math-v0 with a tiny policy.
 
-    python -m trace_gym.benchmarks.trace_math --out runs/trace-math --policies policies      runs what is missing, prints the tables
+    python -m trace_gym.benchmarks.trace_math --out runs/trace-math --policies policies     runs what is missing, writes tables
 
 Ten paired seeds at equal sampled tokens on two declared difficulty mixes: `broad`, problems of one to five steps, and `hard`,
 of three to five. Seeds share five starting policies (`policies/seed-0` to `seed-4`, made by

@@ -201,18 +201,18 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def unfit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two packages: one that cannot be imported, one that takes the name rloo too."""
+    """A folder with two packages: one that cannot be imported, one that takes the name rloo_example too."""
     sources = tmp_path_factory.mktemp("sources")
     packages = {
         "broken-plugin": ("broken", "import no_such_package"),
-        "rloo-again": ("rloo", "class X: pass"),
+        "rloo-again": ("rloo_example", "class X: pass"),
     }
     for project, (name, code) in packages.items():
         module = project.replace("-", "_")
         (folder := sources / project).mkdir()
         (folder / f"{module}.py").write_text(code)
         example = (EXAMPLES / "rloo_plugin" / "pyproject.toml").read_text()
-        head, _, _ = example.replace("trace-gym-rloo", project).partition("\nrloo = ")
+        head, _, _ = example.replace("trace-gym-rloo", project).partition("\nrloo_example = ")
         (folder / "pyproject.toml").write_text(f'{head}\n{name} = "{module}:X"\n')
         (folder / "README.md").touch()
     return pip_install(tmp_path_factory.mktemp("unfit"), *sources.iterdir())
@@ -221,7 +221,7 @@ def unfit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_installed_algorithm_is_listed_with_its_distribution(site: Path, tmp_path: Path) -> None:
     done = run("-m", "trace_gym.cli", "algorithms", cwd=tmp_path, path=site)
     assert done.returncode == 0, done.stderr
-    assert "\nrloo (trace-gym-rloo)  Equal numbers" in done.stdout and "rollouts=4" in done.stdout
+    assert "\nrloo_example (trace-gym-rloo)  Equal numbers" in done.stdout and "rollouts=4" in done.stdout
 
 
 CHECK = f"""
@@ -249,7 +249,7 @@ from trace_gym.plugins import make_env
 from trace_gym.warmup import warmup
 
 warmup(Path("policy"), env=make_env({LIFT!r}), steps=200, d_model=64, layers=1, batch=8, demonstrations=256)
-sys.argv = "trace-gym train env.id={LIFT} policy.path=policy algorithm.name=rloo budget.steps=2".split()
+sys.argv = "trace-gym train env.id={LIFT} policy.path=policy algorithm.name=rloo_example budget.steps=2".split()
 sys.argv += "rollout.prompts_per_step=8 eval.tasks=4".split()
 main()
 """
@@ -259,7 +259,7 @@ def test_an_installed_algorithm_trains_in_an_installed_environment(site: Path, t
     done = run("-c", TRAIN, cwd=tmp_path, path=site)
     assert done.returncode == 0, done.stderr
     folder = RunFolder.open(tmp_path / "runs" / "train")
-    assert folder.config().algorithm["name"] == "rloo" and folder.config().algorithm["rollouts"] == 4
+    assert folder.config().algorithm["name"] == "rloo_example" and folder.config().algorithm["rollouts"] == 4
     rows = folder.metrics()
     assert [row["rollout_units"] for row in rows] == [32.0, 64.0]
     assert any(float(row["grad_norm"]) > 0 for row in rows)
@@ -284,6 +284,6 @@ def test_two_installed_algorithms_of_one_name_are_both_named(
     monkeypatch.syspath_prepend(site)
     monkeypatch.syspath_prepend(unfit)
     with pytest.raises(
-        PluginError, match="'rloo' is claimed by distributions 'rloo-again' and 'trace-gym-rloo'"
+        PluginError, match="'rloo_example' is claimed by distributions 'rloo-again' and 'trace-gym-rloo'"
     ):
-        algorithm_class("rloo")
+        algorithm_class("rloo_example")

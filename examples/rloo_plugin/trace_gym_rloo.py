@@ -6,7 +6,7 @@
 Deviations: a KL term, where wanted, is part of the loss instead of the reward (`kl`); with more than one minibatch the
 ratio is clipped. Rollouts that failed or were censored do not count, and a rollout that is left alone has no baseline.
 
-    trace-gym train policy.path=policy algorithm.name=rloo algorithm.rollouts=4
+    trace-gym train policy.path=policy algorithm.name=rloo_example algorithm.rollouts=4
 """
 
 from collections.abc import Mapping, Sequence
