@@ -4,18 +4,20 @@ TRACE fixes the split between prompts and prefixes (N continuations per rollout)
 can be continued, the prompt included, is an anchor with one question: what would another rollout from here show, and what
 does it cost?
 
-    contrast of an anchor = sqrt(n) once its n draws hold both outcomes, else 0: how its signal grows against its noise
-    gain of a draw        = f sqrt(n + 1) D^c              no contrast yet; f: chance to end otherwise than all n draws so far
-                          = (sqrt(n + 1) - sqrt(n)) D^c    both outcomes are there: a further sample of a known contrast
-    cost                  = expected tokens from the anchor to the end, in units of a whole rollout
+    contrast of an anchor = min(n, enough) once its n draws hold both outcomes, else 0: the rollouts that have something
+                            to be compared with
+    gain of a draw        = f (n + 1) D^c      no contrast yet; f: chance to end otherwise than all n draws so far
+                          = D^c                both outcomes are there, and n < enough: it joins a known contrast
+    cost                  = expected tokens from the anchor to the end; what the contrast teaches is as many: gain per token is
+                            gain per draw
 
 c counts the other contrasts of the tree, D < 1 (`discount`) is the diminishing return. An opening pair at a prompt of success v
-is worth 2 v (1-v) sqrt(2), and `coverage` on top of it for a prompt not looked at.
+is worth 4 v (1-v), and `coverage` on top of it for a prompt not looked at. So pairs probe many prompts, those that show both
+outcomes are deepened to a group, and promising turns of those that do not are forked.
 
-A draw is made while gain / cost exceeds the *price*, one number for all anchors of all trees, which therefore need not wait
-for each other. The price moves after each step so that a step spends about its budget; no tree spends more than twice its
-equal share, whatever the price. v blends the prediction, worth `prior_rollouts` rollouts, with what was seen at the
-anchor.
+A draw is made while its gain exceeds the *price*, one number for all anchors of all trees, which therefore need not wait for
+each other. The price moves after each step so that a step spends about its budget; no tree spends more than `SHARES`
+equal shares, whatever the price. v blends the prediction, worth `prior_rollouts` rollouts, with what was seen at the anchor.
 """
 
 from __future__ import annotations
@@ -40,18 +42,19 @@ ADAPTATION = 0.5  # how fast the price follows the spending
 FASTEST = 1.5  # the price changes by no more than this factor a step
 MOST_DRAWS = 4  # from one anchor in one plan: then look again
 LEAST_COST = 0.25  # of a draw, in rollouts: a turn before the end is cheap, not free
-SHARES = 2.0  # equal shares of the step's budget that one tree may spend
+SHARES = 4.0  # equal shares of the step's budget that one tree may spend
 MIXED = 1e-9
 
 
 @dataclass(slots=True, kw_only=True)
 class JointRule:
-    """See the module. `price` is in contrasts per rollout; nan until the first step that it rules."""
+    """See the module. `price` is in compared rollouts per draw; nan until the first step that it rules."""
 
     prior_rollouts: float = 4.0
     discount: float = 0.5
     coverage: float = 0.1
     waves: int = 4
+    enough: int = 8
     price: float = math.nan
     _plans: dict[str, int] = field(default_factory=dict)  # made for each tree of the step
     _left: dict[str, float] = field(default_factory=dict)  # what each tree may still spend, in rollouts
@@ -61,7 +64,7 @@ class JointRule:
 
         At most half of the step's `units` opens prompts. The first price is that of the pair which spends the half.
         """
-        worth = v * (1.0 - v) * math.sqrt(2.0) + self.coverage / OPENING  # per rollout
+        worth = 2.0 * v * (1.0 - v) + self.coverage / OPENING  # per rollout
         order = np.lexsort((ctx.rng("open").permutation(len(v)), -worth))
         most = min(len(v), max(1, int(units / 2 / OPENING)))
         if math.isnan(self.price):
@@ -87,8 +90,8 @@ class JointRule:
         """The draws worth their price, best first, as far as the tree's allowance goes."""
         offers = sorted(self._offers(tree, nodes, predicted), key=lambda offer: -offer[0])
         counts: dict[int, int] = {}
-        for ratio, node, cost in offers:
-            if ratio < self.price or self._left[tree.task_id] < cost:
+        for gain, node, cost in offers:
+            if gain < self.price or self._left[tree.task_id] < cost:
                 break
             self._left[tree.task_id] -= cost
             counts[node] = counts.get(node, 0) + 1
@@ -97,7 +100,7 @@ class JointRule:
     def _offers(
         self, tree: Tree, nodes: Sequence[int], predicted: Floats
     ) -> Iterator[tuple[float, int, float]]:
-        """(gain per cost, node, cost) of each draw that could be made."""
+        """(gain, node, cost) of each draw that could be made."""
         draws, mixed, mean, costs = _seen(tree)
         for node, prediction in zip(nodes, predicted, strict=True):
             n = float(draws[node])
@@ -108,11 +111,10 @@ class JointRule:
             cost = max(LEAST_COST, float(costs[node]))
             worth = self.discount ** float(mixed.sum() - mixed[node])
             for k in range(MOST_DRAWS):
-                if mixed[node]:
-                    gain = math.sqrt(n + k + 1) - math.sqrt(n + k)
-                else:
-                    gain = flip * (1.0 - flip) ** k * math.sqrt(n + k + 1)
-                yield worth * gain / cost, node, cost
+                if not mixed[node]:
+                    yield worth * flip * (1.0 - flip) ** k * (n + k + 1.0), node, cost
+                elif n + k < self.enough:
+                    yield worth, node, cost
 
     def learn(self, ctx: StepContext, units: float) -> bool:
         """Move the price by how much of `units` the step cost, in rollouts' worth of tokens; False before it rules."""

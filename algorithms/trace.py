@@ -65,7 +65,9 @@ class TRACE(Algorithm):
     prefix_stage: Stage = "active"  # uniform: prefixes at random; off: no continuations
     budget_rule: Literal["stages", "joint"] = "stages"
     selection: Literal["greedy", "group", "sample"] = "greedy"  # of prompts; greedy is as published
-    group: int = 8  # rollouts of a prompt where they are not allocated: uniform, group, sample
+    group: int = (
+        8  # rollouts of a prompt where not allocated: uniform, group, sample; joint: enough at an anchor
+    )
     floor: float = 0.1  # of sample's score sqrt(v (1-v)) + floor
     inverse_weights: bool = False  # sample: divide a prompt's weight by its probability
     cap: int = 16  # rollouts of one prompt, at most
@@ -76,7 +78,7 @@ class TRACE(Algorithm):
     width: int = 128  # of the predictor
     prior_rollouts: float = 4.0  # joint: rollouts that a prediction counts for beside what was seen
     discount: float = 0.5  # joint: worth of a further contrast in a tree that holds one
-    coverage: float = 0.1  # joint: worth of opening a prompt, whatever is predicted, in contrasts
+    coverage: float = 0.1  # joint: worth of opening a prompt, whatever is predicted
     waves: int = 4  # joint: plans per tree, at most
     target: TargetWeighting = "draw"
     advantage: CreditMode = "edge"

@@ -7,8 +7,8 @@ normaliser; the mean over trees is compared with the gradient of the success pro
 
     ratio at station t = <estimate, exact> / <exact, exact>   over the table's entries of that station
 
-1 is unbiased; 0 teaches nothing there. Expansions: none; uniform, continuations of prefixes drawn at random; active, TRACE's own
-with an oracle predictor, whose choice depends on the outcomes seen.
+1 is unbiased; 0 teaches nothing there. Expansions: none; uniform, continuations of prefixes drawn at random; active, TRACE's
+own with an oracle predictor, whose choice depends on the outcomes seen.
 """
 
 from __future__ import annotations

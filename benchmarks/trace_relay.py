@@ -16,7 +16,7 @@ import numpy as np
 
 from trace_gym.benchmarks.cells import Cell, area, read_cells, run_cells
 
-__all__ = ["ARMS", "BUDGET", "CONTROLS", "MIXES", "RATES", "cells", "run", "tuned"]
+__all__ = ["ARMS", "BUDGET", "CONTROLS", "MIXES", "RATES", "cells", "tuned"]
 
 BUDGET = 10_000  # sampled tokens: one each turn
 RATES = (0.05, 0.1, 0.2, 0.4)
