@@ -2,7 +2,9 @@
 
 Each turn becomes one frozen vector (`turns`), so it is embedded once and can be kept for replay. A small causal Transformer
 runs over the turns of a path, and its answer at position t depends on turns 0 to t alone: one pass along a rollout answers
-for the prompt and every prefix of it, as training does. K networks are stacked in one set of arrays with a leading axis K.
+for the prompt and every prefix of it, as training does. Beside it stands a table with a learned number for every hashed token
+and pair of neighbours, added up over the path (wide and deep, arXiv 1606.07792): pooled vectors blur which words a prompt
+holds, and of a few hundred noisy outcomes the table learns that faster. K networks are stacked in arrays with a leading axis K.
 
 Objective: the squared error against backed-up values, where prompts and prefixes have equal total weight; AdamW (arXiv
 1711.05101) for a few epochs a step. An epoch is the step's new rows and as many rows, drawn at random, of the steps before, up
@@ -17,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ import torch.nn.functional as F
 
 from trace_gym.algorithm import Metrics, RunContext, StepContext
 from trace_gym.algorithms.predictor import Float64Array, Place
+from trace_gym.algorithms.replay import Rows, paths_to, sample
 from trace_gym.algorithms.turns import BUCKETS, TurnEmbedder
 from trace_gym.errors import ConfigError
 from trace_gym.seeding import keyed_rng
@@ -36,18 +38,6 @@ __all__ = ["Network", "balanced"]
 Float32Array = npt.NDArray[np.float32]
 MARGIN = 1e-6  # answers stay this far inside (0, 1)
 CLIP = 5.0  # standardised features beyond this are outliers
-
-
-@dataclass(slots=True)
-class _Rows:
-    """Paths through one step's trees. Row r holds turns `index[r]`; a target stands at one position of one row."""
-
-    step: int
-    turns: Float32Array  # [U, F] standardised
-    pieces: npt.NDArray[np.int32]  # [U, L] buckets; 0 beyond the end
-    index: npt.NDArray[np.int64]  # [R, T] into `turns`; 0 beyond the end of a path
-    target: Float32Array  # [R, T]
-    weight: Float32Array  # [K, R, T] by member; 0 where there is no target
 
 
 class _Model(torch.nn.Module):
@@ -129,7 +119,7 @@ class Network:
         thompson: bool = False,
         epochs: int = 3,
         replay_steps: int = 8,
-        batch: int = 64,
+        batch: int = 128,
         lr: float = 3e-4,
         wide_lr: float = 3e-2,
         weight_decay: float = 0.01,
@@ -145,10 +135,9 @@ class Network:
         self.replay_steps, self.batch, self.lr, self.weight_decay = replay_steps, batch, lr, weight_decay
         self._embedder = TurnEmbedder(width)
         self._model = _Model(members, self._embedder.features, width, layers, heads)
-        self._replay: list[_Rows] = []
-        self._scale: Float32Array | None = (
-            None  # [2 prompt/later turn, 2 mean/deviation, F] of the first step
-        )
+        self._replay: list[Rows] = []
+        # [2 prompt/later turn, 2 mean/deviation, F] of the first step that was learned
+        self._scale: Float32Array | None = None
 
     def start(self, run: RunContext) -> None:
         self._embedder.start(run)
@@ -158,13 +147,14 @@ class Network:
             {"params": [p for p in self._model.parameters() if p is not wide], "lr": self.lr},
             {"params": [wide], "lr": self.wide_lr},
         ]
-        self._optimiser = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
+        self._optimiser = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
 
     # ---- answering --------------------------------------------------------------------------------------------------
 
     def predict(self, ctx: StepContext, places: Sequence[Place]) -> Float64Array:
         """[K, n]; with `thompson` [1, n], one member's answers per prompt, drawn anew each step."""
         answers = np.full((self.members, len(places)), 0.5)
+        self._embedder.embed(ctx, [place for path in paths_to(ctx, places)[0] for place in path])
         for group in _groups(places):
             rows, where = self._rows(ctx, [places[i] for i in group])
             with torch.no_grad():
@@ -209,6 +199,7 @@ class Network:
         prompts = np.unique(rows.index[:, 0])
         later_turns = np.setdiff1d(rows.index[:, 1:], prompts)  # a row's padding is turn 0, a prompt
         self._scale = np.zeros((2, 2, features), dtype=np.float32)
+        self._scale[:, 1] = 1.0  # where there was nothing to see
         for later, chosen_turns in enumerate((prompts, later_turns)):
             if len(chosen_turns):
                 found = rows.turns[chosen_turns]
@@ -232,7 +223,7 @@ class Network:
 
     def _epoch(self, ctx: StepContext, epoch: int) -> float:
         rng = ctx.rng("predictor", "epoch", epoch)
-        turns, pieces, index, target, weight = self._sampled(rng)
+        turns, pieces, index, target, weight = sample(self._replay, rng)
         weight = balanced(weight)
         parts = np.array_split(rng.permutation(len(index)), math.ceil(len(index) / self.batch))
         total = 0.0
@@ -246,52 +237,22 @@ class Network:
             total += float(error.detach().sum()) / self.members
         return total
 
-    def _sampled(self, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
-        """The newest step's rows and as many older ones, as the five arrays of one `_Rows`."""
-        *older, newest = self._replay
-        sizes = [len(rows.index) for rows in older]
-        picked = rng.permutation(sum(sizes))[: len(newest.index)]
-        chosen = [np.sort(part) for part in _split(picked, sizes)] + [np.arange(len(newest.index))]
-        length = max(rows.index.shape[1] for rows in self._replay)
-        longest = max(rows.pieces.shape[1] for rows in self._replay)
-        offset, parts = 0, []
-        for rows, at in zip(self._replay, chosen, strict=True):
-            pad = length - rows.index.shape[1]
-            parts.append(
-                (
-                    rows.turns,
-                    np.pad(rows.pieces, ((0, 0), (0, longest - rows.pieces.shape[1]))),
-                    np.pad(rows.index[at] + offset, ((0, 0), (0, pad))),
-                    np.pad(rows.target[at], ((0, 0), (0, pad))),
-                    np.pad(rows.weight[:, at], ((0, 0), (0, 0), (0, pad))),
-                )
-            )
-            offset += len(rows.turns)
-        turns, pieces, index, target, weight = zip(*parts, strict=True)
-        return (
-            torch.from_numpy(np.concatenate(turns)),
-            torch.from_numpy(np.concatenate(pieces)),
-            torch.from_numpy(np.concatenate(index)),
-            torch.from_numpy(np.concatenate(target)),
-            torch.from_numpy(np.concatenate(weight, axis=1)),
-        )
-
     # ---- rows -------------------------------------------------------------------------------------------------------
 
-    def _rows(self, ctx: StepContext, places: Sequence[Place]) -> tuple[_Rows, list[tuple[int, int]]]:
+    def _rows(self, ctx: StepContext, places: Sequence[Place]) -> tuple[Rows, list[tuple[int, int]]]:
         """The paths that cover `places`, and the (row, position) of each place."""
-        paths, where = _paths(ctx, places)
+        paths, where = paths_to(ctx, places)
         nodes = {place: i for i, place in enumerate(dict.fromkeys(p for path in paths for p in path))}
         turns, pieces = self._embedder.turns(ctx, list(nodes))
         if self._scale is not None:
             later = np.array([int(node > 0) for _, node in nodes])
             mean, deviation = self._scale[later, 0], self._scale[later, 1]
-            turns = ((turns - mean) / deviation.clip(1e-6)).clip(-CLIP, CLIP)
+            turns = ((turns - mean) / deviation).clip(-CLIP, CLIP)
         index = np.zeros((len(paths), max(map(len, paths), default=0)), dtype=np.int64)
         for row, path in enumerate(paths):
             index[row, : len(path)] = [nodes[place] for place in path]
         weight = np.zeros((self.members, *index.shape), dtype=np.float32)
-        rows = _Rows(ctx.step, turns, pieces, index, np.zeros(index.shape, dtype=np.float32), weight)
+        rows = Rows(ctx.step, turns, pieces, index, np.zeros(index.shape, dtype=np.float32), weight)
         return rows, [where[place] for place in places]
 
     # ---- state ------------------------------------------------------------------------------------------------------
@@ -307,7 +268,7 @@ class Network:
                 for name, state in moments.items()
             },
             "scale": None if self._scale is None else self._scale.copy(),
-            "replay": [{name: getattr(rows, name) for name in _Rows.__slots__} for rows in self._replay],
+            "replay": [{name: getattr(rows, name) for name in Rows.__slots__} for rows in self._replay],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -322,10 +283,11 @@ class Network:
             for name, parameter in parameters.items():
                 parameter.copy_(torch.from_numpy(np.asarray(saved[name])))
                 self._optimiser.state[parameter] = {
-                    key: torch.from_numpy(np.array(value)) for key, value in state["moments"][name].items()
+                    key: torch.from_numpy(np.array(value)).view(() if key == "step" else parameter.shape)
+                    for key, value in state["moments"][name].items()  # a checkpoint gives scalars an axis
                 }
         self._scale = None if state["scale"] is None else np.array(state["scale"])
-        self._replay = [_Rows(**rows) for rows in state["replay"]]
+        self._replay = [Rows(**rows) for rows in state["replay"]]
 
 
 def _groups(places: Sequence[Place]) -> Iterator[list[int]]:
@@ -335,29 +297,3 @@ def _groups(places: Sequence[Place]) -> Iterator[list[int]]:
     for i, (task, _) in enumerate(places):
         by_tree[task if task in trees else None].append(i)
     return (group for group in by_tree.values() if group)
-
-
-def _paths(
-    ctx: StepContext, places: Sequence[Place]
-) -> tuple[list[list[Place]], dict[Place, tuple[int, int]]]:
-    """The fewest paths from prompts that cover the places, and where (row, position) each node on them stands first."""
-    paths: list[list[Place]] = []
-    where: dict[Place, tuple[int, int]] = {}
-    for task in dict.fromkeys(task for task, _ in places):
-        # a child's index is larger than its parent's, so the ends of paths come first
-        for node in sorted({node for other, node in places if other == task}, reverse=True):
-            if (task, node) not in where:
-                path = [(task, i) for i in ctx.trees[task].path(node)]
-                for position, place in enumerate(path):
-                    where.setdefault(place, (len(paths), position))
-                paths.append(path)
-    return paths, where
-
-
-def _split(picked: npt.NDArray[np.int64], sizes: Sequence[int]) -> list[npt.NDArray[np.int64]]:
-    """Indices into several arrays laid end to end, as indices into each."""
-    ends = np.cumsum(sizes)
-    return [
-        picked[(picked >= end - size) & (picked < end)] - (end - size)
-        for end, size in zip(ends, sizes, strict=True)
-    ]

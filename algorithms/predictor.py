@@ -72,7 +72,7 @@ def make_predictor(
     thompson: bool = False,
     epochs: int = 3,
     replay_steps: int = 8,
-    batch: int = 64,
+    batch: int = 128,
     lr: float = 3e-4,
     wide_lr: float = 3e-2,
     weight_decay: float = 0.01,
@@ -82,7 +82,8 @@ def make_predictor(
     """The predictor of this kind; it reads the settings that concern it.
 
     `members` is for `ensemble`, `thompson` for `ensemble` and `beta`; `forgetting` (the share of its counts that a prompt
-    keeps from one step to the next) and `prior` (the rollouts that the prior is worth) for `beta`; the others for networks.
+    keeps from one step to the next) and `prior` (the rollouts that the prior is worth) for `beta`; the others for networks:
+    `batch` is rollouts per update, `lr` the Transformer's learning rate and `wide_lr` that of the table beside it.
     Raises `ConfigError` for values that cannot work.
     """
     if kind == "constant":

@@ -1,16 +1,17 @@
-"""One frozen vector per turn: what a predictor sees of a history.
+"""What a predictor sees of a turn: a frozen vector, and its pieces.
 
-A turn's vector has three parts, the first two scaled by the square root of the number of tokens so that they neither vanish
-nor grow with it:
-    words      sum over the turn's tokens of a frozen table: the policy's own input embeddings as they were at the start,
-               centred and randomly projected to `width`
-    pieces     sum over the turn's tokens and pairs of neighbours of random vectors chosen by a hash [ours]: in a small
-               vocabulary embeddings can lie close together, and a sum of them knows no order; this keeps `12` from `21`
-    place      depth, turns left and whether that is known, and the logarithm of the number of tokens
-Invariant: a vector depends on the run's seed, the starting policy and the turn, never on what else is asked for.
+The vector holds
+    words   sum over the turn's tokens of a frozen table, over the square root of their number: the policy's own input
+            embeddings as they were at the start, centred and randomly projected to `width`
+    place   depth, turns left and whether that is known, and the logarithm of the number of tokens
+The pieces are hashed ids of the turn's tokens and of its pairs of neighbours [ours]: a sum of embeddings blurs which words are
+there and knows no order; with pairs, `12` is not `21`.
+Invariant: both depend on the run's seed, the starting policy and the turn, never on what else is asked for.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -40,29 +41,29 @@ class TurnEmbedder:
         self.width = width
         self.features = width + PLACE_FEATURES
         self._step = -1
-        self._known: dict[
-            Node, tuple[Float32Array, Int32Array]
-        ] = {}  # of the present step; nodes are equal only to themselves
+        # vector and pieces of the present step's nodes, which are equal only to themselves
+        self._known: dict[Node, tuple[Float32Array, Int32Array]] = {}
 
     def start(self, run: RunContext) -> None:
         self._table = torch.from_numpy(_table(run, self.width))
         self._known = {}
 
-    def turns(self, ctx: StepContext, places: list[Place]) -> tuple[Float32Array, Int32Array]:
-        """[n, F] the vector of the turn that each place's node adds, and [n, L] its pieces, padded with 0."""
+    def embed(self, ctx: StepContext, places: Sequence[Place]) -> None:
+        """Make what `turns` will be asked for; one call for many is faster than many calls."""
         if ctx.step != self._step:
             self._step, self._known = ctx.step, {}
-        nodes = [ctx.trees[task][node] for task, node in places]
-        fresh = [i for i, node in enumerate(nodes) if node not in self._known]
+        nodes = {ctx.trees[task][node]: (task, node) for task, node in places}
+        fresh = {node: place for node, place in nodes.items() if node not in self._known}
         if fresh:
-            depths = {task: ctx.trees[task].depths() for task in {places[i][0] for i in fresh}}
-            made = self._embed(
-                [nodes[i] for i in fresh], [int(depths[places[i][0]][places[i][1]]) for i in fresh]
-            )
-            self._known |= {
-                nodes[i]: (vector, _pieces(nodes[i].tokens)) for i, vector in zip(fresh, made, strict=True)
-            }
-        known = [self._known[node] for node in nodes]
+            depths = {task: ctx.trees[task].depths() for task in {task for task, _ in fresh.values()}}
+            made = self._embed(list(fresh), [int(depths[task][node]) for task, node in fresh.values()])
+            for node, vector in zip(fresh, made, strict=True):
+                self._known[node] = vector, _pieces(node.tokens)
+
+    def turns(self, ctx: StepContext, places: Sequence[Place]) -> tuple[Float32Array, Int32Array]:
+        """[n, F] the vector of the turn that each place's node adds, and [n, L] its pieces, padded with 0."""
+        self.embed(ctx, places)
+        known = [self._known[ctx.trees[task][node]] for task, node in places]
         pieces = np.zeros((len(known), max(len(own) for _, own in known)), dtype=np.int32)
         for row, (_, own) in zip(pieces, known, strict=True):
             row[: len(own)] = own

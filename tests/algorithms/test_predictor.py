@@ -23,6 +23,7 @@ from trace_gym.algorithms.predictor import (
     calibration,
     make_predictor,
 )
+from trace_gym.algorithms.replay import Rows, paths_to, sample
 from trace_gym.checkpoint import _to_arrays, _to_tensors
 from trace_gym.errors import ConfigError
 from trace_gym.tree import Tree
@@ -278,6 +279,36 @@ def test_replay_drops_what_is_older_than_eight_steps() -> None:
     for step in (0, 1, 2, 9):
         network.learn(context(trees, step), [("a", 0)], np.ones(1), np.ones(1))
     assert [rows["step"] for rows in network.state_dict()["replay"]] == [2, 9]
+
+
+def test_an_epoch_is_the_new_rows_and_as_many_older_ones() -> None:
+    def rows(step: int, count: int) -> Rows:
+        turns = np.full((count, 1), step, dtype=np.float32)
+        index = np.arange(count)[:, None].repeat(
+            step + 1, axis=1
+        )  # later steps have longer paths and more pieces
+        target = np.full(index.shape, step, dtype=np.float32)
+        return Rows(step, turns, np.full((count, step + 1), 1, np.int32), index, target, target[None] + 1)
+
+    turns, pieces, index, target, weight = sample(
+        [rows(0, 9), rows(1, 2), rows(2, 4)], np.random.default_rng(0)
+    )
+    assert index.shape == (8, 3) and pieces.shape[1] == 3 and weight.shape == (1, 8, 3)
+    np.testing.assert_array_equal(target[-4:], 2.0)
+    np.testing.assert_array_equal(
+        turns[index[:, 0], 0], target[:, 0]
+    )  # each row still points at its own turns
+    assert len({tuple(row) for row in index[:4].tolist()}) == 4  # drawn without replacement
+    np.testing.assert_array_equal(weight[0] > 0, np.arange(3) <= target[:, :1].numpy())
+
+
+def test_a_shared_turn_stands_in_one_row() -> None:
+    tree = chain("a", [[1]])
+    for digit in (2, 3):
+        add(tree, add(tree, 1, [digit]), [digit])
+    paths, where = paths_to(context([tree]), [("a", 0), ("a", 1), ("a", 3), ("a", 5), ("a", 4)])
+    assert paths == [[("a", 0), ("a", 1), ("a", 4), ("a", 5)], [("a", 0), ("a", 1), ("a", 2), ("a", 3)]]
+    assert where["a", 0] == (0, 0) and where["a", 1] == (0, 1) and where["a", 3] == (1, 3)
 
 
 def test_unscored_places_teach_nothing() -> None:
