@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from trace_gym.algorithm import Algorithm, Branch, Credit, Metrics, RunContext, StepContext
 from trace_gym.algorithms.credit import Scaling, credit_trees
@@ -62,9 +63,10 @@ class PCL(Algorithm):
         chosen = np.sort(order[: self.prompts])
         return [Branch(ctx.pool[i], count=self.group) for i in chosen]
 
-    def _success(self, ctx: StepContext) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def _success(self, ctx: StepContext) -> npt.NDArray[np.float64]:
         """[P] predicted success of the pool's prompts."""
-        return self._predictor.predict(ctx, [(task, 0) for task in ctx.pool]).mean(axis=0)
+        predicted = self._predictor.predict(ctx, [(task, 0) for task in ctx.pool])  # [K, P]
+        return np.asarray(predicted.mean(axis=0))
 
     def observe(self, ctx: StepContext) -> Metrics:
         realised = np.array(

@@ -43,8 +43,8 @@ def subgroup_average(tree: Tree) -> npt.NDArray[np.float64]:
         mean[tree[index].parent] += mean[index]
     mean /= np.maximum(count, 1.0)
     for leaf in np.flatnonzero(scored):
-        above = tree.path(int(leaf))[:-1]
-        total[[*above, leaf]] += float(np.mean(returns[leaf] - mean[above]))
+        path = tree.path(int(leaf))
+        total[path] += returns[leaf] - np.mean(mean[path[:-1]])
     return np.where(count > 0, total / np.maximum(count, 1.0), np.nan)
 
 

@@ -53,7 +53,7 @@ def test_the_order_of_completions_changes_nothing(make: Callable[[], Algorithm])
 
 @every
 @pytest.mark.parametrize(
-    "budget", [Budget(rollout_units=7.5), Budget(policy_tokens=150), Budget(env_steps=50)]
+    "budget", [Budget(rollout_units=7.5), Budget(policy_tokens=150), Budget(env_steps=25)]
 )
 def test_a_budget_that_refuses_is_kept_and_still_teaches(
     make: Callable[[], Algorithm], budget: Budget

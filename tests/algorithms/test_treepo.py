@@ -42,7 +42,7 @@ def test_an_unscored_leaf_is_in_no_subgroup() -> None:
 
 def test_the_steps_deviation_divides() -> None:
     ctx = context(forked())
-    plain, scaled = (TreePO(scale=s).credit(ctx)["task"] for s in ("none", "batch_std"))  # type: ignore[arg-type]
+    plain, scaled = (TreePO(scale=s).credit(ctx)["task"] for s in ("none", "batch_std"))
     a, w = plain.advantage[1:], plain.weight[1:]
     np.testing.assert_array_equal(w, [3, 1, 2, 1, 1, 1])
     deviation = np.sqrt(np.average((a - np.average(a, weights=w)) ** 2, weights=w))
