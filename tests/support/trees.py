@@ -1,7 +1,6 @@
 """Trees made by hand and by hypothesis."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 from hypothesis import strategies as st
@@ -88,7 +87,8 @@ def add_rollout(
     sampled: Sequence[Sequence[int]] = (),
 ) -> int:
     """A whole rollout from `node`, as the loop appends it; returns its leaf. `along` is the reward of every other turn."""
-    parent, origin = node, cast(Origin, "root" if node == 0 else "continuation")
+    parent = node
+    origin: Origin = "root" if node == 0 else "continuation"
     draw = sum(n.parent == node for n in tree.nodes)
     for turn in range(turns):
         last = turn == turns - 1
