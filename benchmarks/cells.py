@@ -23,7 +23,18 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-__all__ = ["Cell", "Interval", "area", "curve", "paired", "read_cells", "run_cells"]
+__all__ = [
+    "FINISHED",
+    "Cell",
+    "Interval",
+    "Result",
+    "area",
+    "curve",
+    "paired",
+    "read_cells",
+    "read_results",
+    "run_cells",
+]
 
 Floats = npt.NDArray[np.float64]
 POLL_S = 0.5
@@ -119,8 +130,12 @@ def _brief(cell: Cell, out: Path) -> str:
 
 def read_cells(cells: Sequence[Cell], out: Path) -> list[Result]:
     """The results of the finished cells among `cells`, in their order."""
-    paths = [cell.folder(out) / FINISHED for cell in cells]
-    return [Result(**json.loads(path.read_text())) for path in paths if path.exists()]
+    return read_results([path for cell in cells if (path := cell.folder(out) / FINISHED).exists()])
+
+
+def read_results(paths: Sequence[Path]) -> list[Result]:
+    """The results in these files."""
+    return [Result(**json.loads(path.read_text())) for path in paths]
 
 
 def _work(cell: Cell, out: Path) -> None:

@@ -10,10 +10,11 @@ before, during and after training; nothing is tuned on it.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from trace_gym.benchmarks.cells import Cell
+from trace_gym.benchmarks.cells import Cell, run_cells
 
 __all__ = ["ARMS", "BUDGET", "MIXES", "SEEDS", "cells"]
 
@@ -52,6 +53,9 @@ ARMS: dict[str, tuple[str, ...]] = {
 }
 
 
+PICTURED = tuple(ARMS)
+
+
 def cells(mixes: Sequence[str], arms: Sequence[str], seeds: Sequence[int], policies: Path) -> list[Cell]:
     """Seed by seed, so that an interrupted comparison is still paired."""
     return [
@@ -69,3 +73,21 @@ def cells(mixes: Sequence[str], arms: Sequence[str], seeds: Sequence[int], polic
         for mix in mixes
         for arm in arms
     ]
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/trace-math"))
+    parser.add_argument("--policies", type=Path, default=Path("policies"))
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=tuple(ARMS))
+    parser.add_argument("--workers", type=int, default=2)
+    asked = parser.parse_args()
+    todo = cells(tuple(MIXES), asked.arms, SEEDS, asked.policies)
+    run_cells(todo, asked.out, workers=asked.workers, say=lambda text: print(text, flush=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""Tables, pictures and data of the two comparisons, from the cells they left.
+
+    python -m trace_gym.benchmarks.trace_report --math runs/trace-math --relay runs/trace-relay --out benchmarks/results/trace
+
+Reads finished cells only and says how many seeds stand behind each row; an arm that failed is listed with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trace_gym.benchmarks.cells import FINISHED, Interval, Result, area, curve, paired, read_results
+
+__all__ = ["Row", "calibration_rows", "main", "rows", "table"]
+
+BASELINE = "grpo"
+PER = 1000  # policy tokens
+MEASURES = ("brier", "ece", "rank_correlation")
+WHERE = ("root", "prefix", "expanded")
+Row = dict[str, float | int | str]
+
+
+def rows(results: Iterable[Result], budget: float) -> list[Row]:
+    """One row a cell: mix, arm, seed, success at the start, at the end and over the budget, and what was bought."""
+    out: list[Row] = []
+    for r in results:
+        mix, arm, *_ = r.arm.split("/")
+        row: Row = {"mix": mix, "arm": arm, "setting": "/".join(r.arm.split("/")[2:]), "seed": r.seed}
+        if r.error:
+            out.append(row | {"error": r.error})
+            continue
+        success = curve(r)[1]
+        total = r.metrics[-1]["policy_tokens"]
+        paid = np.array([m["prompts"] for m in r.metrics])
+        mixed = np.array([m["effective_ratio"] for m in r.metrics]) * paid
+        out.append(
+            row
+            | {
+                "start": float(success[0]),
+                "final": float(success[-1]),
+                "area": area(r, budget),
+                "greedy": r.greedy,
+                "effective_ratio": float(mixed.sum() / paid.sum()),
+                "mixed_anchors_per_1k": PER * sum(m["mixed_anchors"] for m in r.metrics) / total,
+                "prompts_per_1k": PER * float(paid.sum()) / total,
+                "steps": len(r.metrics),
+                "policy_tokens": total,
+                "rollout_units": r.metrics[-1]["rollout_units"],
+                "env_steps": r.metrics[-1]["env_steps"],
+                "seconds": r.seconds,
+                "commit": r.commit,
+            }
+        )
+    return out
+
+
+def by_seed(found: Sequence[Row], mix: str, arm: str, column: str) -> dict[int, float]:
+    """The column of an arm by seed."""
+    return {
+        int(row["seed"]): float(row[column])
+        for row in found
+        if row["mix"] == mix and row["arm"] == arm and "error" not in row
+    }
+
+
+def table(found: Sequence[Row], mix: str, arms: Sequence[str]) -> str:
+    """Means over seeds, and differences to the baseline within seeds with their 95 % intervals, as Markdown."""
+    lines = [
+        "| arm | seeds | final | final less grpo's | area | area less grpo's | effective ratio"
+        f" | mixed anchors per {PER:,} tokens | prompts per {PER:,} tokens | settings |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in arms:
+        final, whole = by_seed(found, mix, arm, "final"), by_seed(found, mix, arm, "area")
+        if not final:
+            errors = {str(row["error"]) for row in found if row["arm"] == arm and "error" in row}
+            lines.append(f"| {arm} | 0 | {'; '.join(sorted(errors)) or 'not run'} |" + " |" * 7)
+            continue
+        differences = [
+            "" if arm == BASELINE else str(paired(own, by_seed(found, mix, BASELINE, name)))
+            for own, name in ((final, "final"), (whole, "area"))
+        ]
+        means = [
+            float(np.mean(list(by_seed(found, mix, arm, name).values())))
+            for name in ("effective_ratio", "mixed_anchors_per_1k", "prompts_per_1k")
+        ]
+        settings = sorted({str(row["setting"]) for row in found if row["mix"] == mix and row["arm"] == arm})
+        lines.append(
+            f"| {arm} | {len(final)} | {np.mean(list(final.values())):.3f} | {differences[0]}"
+            f" | {np.mean(list(whole.values())):.3f} | {differences[1]} | {means[0]:.2f} | {means[1]:.2f} | {means[2]:.2f}"
+            f" | {', '.join(settings)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def calibration_rows(results: Iterable[Result]) -> list[Row]:
+    """One row a step of every cell with a predictor: how good its predictions were before it learned from the step."""
+    out: list[Row] = []
+    for r in results:
+        mix, arm, *_ = r.arm.split("/")
+        for m in r.metrics:
+            found = {f"{w}_{x}": m[f"{w}_{x}"] for w in WHERE for x in MEASURES if f"{w}_{x}" in m}
+            if found:
+                out.append(
+                    {"mix": mix, "arm": arm, "seed": r.seed, "policy_tokens": m["policy_tokens"]} | found
+                )
+    return out
+
+
+def closed_share(found: Sequence[Row], mix: str, arm: str, oracle: str, column: str = "area") -> Interval:
+    """The part of the oracle's gain over the baseline that `arm` has, seed by seed: mean difference over mean difference,
+    with a bootstrap interval over seeds (10,000 draws, fixed seed), for a ratio's error is not Student's."""
+    base, own, best = (by_seed(found, mix, name, column) for name in (BASELINE, arm, oracle))
+    seeds = sorted(base.keys() & own.keys() & best.keys())
+    gains = np.array([[own[s] - base[s], best[s] - base[s]] for s in seeds])
+    if len(seeds) < 2 or gains[:, 1].mean() <= 0:
+        return Interval(float("nan"), float("nan"), float("nan"), len(seeds))
+    draws = np.random.default_rng(0).integers(len(seeds), size=(10_000, len(seeds)))
+    top, bottom = gains[draws].mean(axis=1).T
+    low, high = np.percentile(top / bottom, [2.5, 97.5])
+    return Interval(float(gains[:, 0].mean() / gains[:, 1].mean()), float(low), float(high), len(seeds))
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def write_csv(path: Path, found: Sequence[Mapping[str, object]]) -> None:
+    """Rows with whatever columns they have; floats with six significant digits."""
+    columns = list(dict.fromkeys(name for row in found for name in row))
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for row in found:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def curves(path: Path, results: Sequence[Result], mixes: Sequence[str], arms: Sequence[str]) -> None:
+    """Success against sampled tokens: means over seeds, bands of one standard error."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, len(mixes), figsize=(5.5 * len(mixes), 4), squeeze=False, layout="constrained"
+    )
+    lines = ("-", "--", "-.", ":")
+    for axis, mix in zip(axes[0], mixes, strict=True):
+        for place, arm in enumerate(arms):
+            found = [r for r in results if r.arm.split("/")[:2] == [mix, arm] and not r.error]
+            if len(found) < 2:
+                continue
+            end = max(curve(r)[0].max() for r in found)
+            grid = np.linspace(0, end, 25)
+            values = np.array([np.interp(grid, *curve(r)) for r in found])
+            mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values))
+            axis.plot(grid / PER, mean, lines[place % 4], color=f"C{place % 10}", label=arm, linewidth=1.6)
+            axis.fill_between(
+                grid / PER, mean - error, mean + error, color=f"C{place % 10}", alpha=0.12, linewidth=0
+            )
+        axis.set(title=mix, xlabel="sampled tokens, thousands", ylabel="success")
+        axis.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def calibration_picture(path: Path, found: Sequence[Row], mix: str, arm: str) -> None:
+    """Brier score, expected calibration error and rank correlation over training, for prompts, prefixes, expanded ones."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    mine = [row for row in found if row["mix"] == mix and row["arm"] == arm]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    for axis, measure in zip(axes, MEASURES, strict=True):
+        for line, where in zip(("-", "--", ":"), WHERE, strict=True):
+            points = np.array(
+                [
+                    (float(row["policy_tokens"]), float(row[f"{where}_{measure}"]))
+                    for row in mine
+                    if f"{where}_{measure}" in row
+                ]
+            ).reshape(-1, 2)
+            points = points[~np.isnan(points[:, 1])]
+            if len(points) == 0:
+                continue
+            edges = np.linspace(0, points[:, 0].max() + 1, 9)
+            place = np.digitize(points[:, 0], edges)
+            bins = [points[place == i] for i in range(1, 9) if (place == i).any()]
+            middle = [b[:, 0].mean() / PER for b in bins]
+            axis.plot(middle, [b[:, 1].mean() for b in bins], line, marker="o", markersize=3, label=where)
+        axis.set(xlabel="sampled tokens, thousands", title=measure.replace("_", " "))
+        axis.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def calibration_table(found: Sequence[Row], mixes: Sequence[str], arms: Sequence[str]) -> str:
+    """First and last third of training, means over steps and seeds."""
+    names = [f"{where} {measure.replace('_', ' ')}" for where in WHERE for measure in MEASURES]
+    lines = ["| mix | arm | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    for mix in mixes:
+        for arm in arms:
+            mine = [row for row in found if row["mix"] == mix and row["arm"] == arm]
+            if not mine:
+                continue
+            end = max(float(row["policy_tokens"]) for row in mine)
+            cells = []
+            for where in WHERE:
+                for measure in MEASURES:
+                    points = [
+                        (float(r["policy_tokens"]), float(r.get(f"{where}_{measure}", np.nan))) for r in mine
+                    ]
+                    thirds = [
+                        [v for t, v in points if low <= t <= high and not np.isnan(v)]
+                        for low, high in ((0, end / 3), (2 * end / 3, end))
+                    ]
+                    cells.append(" → ".join(f"{np.mean(v):.2f}" if v else "–" for v in thirds))
+            lines.append(f"| {mix} | {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def read_folder(folder: Path) -> list[Result]:
+    """Every finished cell below `folder`."""
+    return read_results(sorted(folder.rglob(FINISHED))) if folder.is_dir() else []
+
+
+def main() -> None:
+    """Write data, pictures and `tables.md`."""
+    from trace_gym.benchmarks import trace_math, trace_relay
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--math", type=Path, default=Path("runs/trace-math"))
+    parser.add_argument("--relay", type=Path, default=Path("runs/trace-relay"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/trace"))
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    pieces = []
+    for name, folder, suite in (("math", asked.math, trace_math), ("relay", asked.relay, trace_relay)):
+        results = [r for r in read_folder(folder) if r.seed in suite.SEEDS]
+        if not results:
+            continue
+        found, calibrated = rows(results, suite.BUDGET), calibration_rows(results)
+        write_csv(asked.out / f"{name}.csv", found)
+        write_csv(asked.out / f"{name}_calibration.csv", calibrated)
+        points = [
+            {
+                "mix": r.arm.split("/")[0],
+                "arm": r.arm.split("/")[1],
+                "seed": r.seed,
+                "policy_tokens": t,
+                "success": s,
+            }
+            for r in results
+            if not r.error
+            for t, s in zip(*(x.tolist() for x in curve(r)), strict=True)
+        ]
+        write_csv(asked.out / f"{name}_curves.csv", points)
+        mixes = [
+            m
+            for m in (*suite.MIXES, *getattr(suite, "CONTROLS", ()))
+            if any(row["mix"] == m for row in found)
+        ]
+        arms = [arm for arm in suite.ARMS if any(row["arm"] == arm for row in found)]
+        for mix in mixes:
+            pieces.append(
+                f"### {name}: {mix}\n\n{table(found, mix, [a for a in arms if by_seed(found, mix, a, 'final')])}"
+            )
+        pieces.append(
+            f"### {name}: calibration, first third → last third\n\n{calibration_table(calibrated, mixes, arms)}"
+        )
+        main_arms = [a for a in suite.PICTURED if a in arms]
+        curves(asked.out / f"{name}.png", results, [m for m in suite.MIXES if m in mixes], main_arms)
+        calibration_picture(asked.out / f"{name}_calibration.png", calibrated, mixes[0], "trace")
+        if name == "relay":
+            shares = [
+                f"- `{arm}` on {mix}: {closed_share(found, mix, arm, oracle)}"
+                for mix in suite.MIXES
+                for arm, oracle in (
+                    ("trace", "trace-oracle"),
+                    ("root-only", "root-oracle"),
+                    ("joint", "joint-oracle"),
+                )
+                if by_seed(found, mix, oracle, "area")
+            ]
+            pieces.append(
+                "### relay: share of the oracle's gain over grpo that the predictor closes (area)\n\n"
+                + "\n".join(shares)
+                + "\n"
+            )
+    (asked.out / "tables.md").write_text("\n".join(pieces))
+
+
+if __name__ == "__main__":
+    main()
