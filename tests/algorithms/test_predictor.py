@@ -267,7 +267,7 @@ def test_prompts_and_prefixes_weigh_the_same() -> None:
 def test_the_reported_loss_is_the_balanced_squared_error() -> None:
     network = started("network", **SMALL, epochs=1, lr=1e-9, wide_lr=1e-9, batch=1)
     ctx = context([chain("a", [[1], [2]])])
-    targets, weights = np.array([0.5, 1.0, 0.0]), np.array([4.0, 1.0, 3.0])
+    targets, weights = np.array([0.5, 1.0, 0.0]), np.array([1.0, 1.0, 3.0])
     found = network.learn(ctx, [("a", 0), ("a", 1), ("a", 2)], targets, weights)["predictor_loss"]
     prefixes = (1.0 * 0.5**2 + 3.0 * 0.5**2) / 4.0  # the bias makes every answer the prompt's 0.5
     assert found == pytest.approx(0.5 * 0.0 + 0.5 * prefixes, abs=1e-4)
