@@ -40,7 +40,8 @@ import transformers
 import trl
 
 from trace_gym.algorithm import Credit, Normalise, RunContext, StepContext
-from trace_gym.algorithms.grpo import EPSILON, GRPO
+from trace_gym.algorithms.credit import EPSILON
+from trace_gym.algorithms.grpo import GRPO
 from trace_gym.engine import Request
 from trace_gym.engines.transformers import TransformersEngine
 from trace_gym.pack import flatten, token_weights
