@@ -206,9 +206,12 @@ def curve(result: Result) -> tuple[Floats, Floats]:
     return tokens, success
 
 
-def area(result: Result, budget: float) -> float:
-    """Mean held-out success over the budget: the trapezoid under the curve, its last value held to `budget`."""
+def area(result: Result, budget: float, *, start: float | None = None) -> float:
+    """Mean success over the budget: the trapezoid under the curve, its last value held to `budget`. `start` is success before
+    training, where it was measured elsewhere."""
     tokens, success = curve(result)
+    if start is not None and tokens[0] > 0:
+        tokens, success = np.insert(tokens, 0, 0.0), np.insert(success, 0, start)
     tokens, success = np.append(np.minimum(tokens, budget), budget), np.append(success, success[-1])
     return float(np.trapezoid(success, tokens) / budget)
 

@@ -20,6 +20,7 @@ __all__ = ["ARMS", "BUDGET", "MIXES", "SEEDS", "cells"]
 
 BUDGET = 80_000  # sampled tokens
 SEEDS = tuple(range(10))
+BASELINE = "grpo"
 POLICIES = 5
 MIXES = {"broad": "1-5", "hard": "3-5"}
 COMMON = (
@@ -66,8 +67,10 @@ def cells(mixes: Sequence[str], arms: Sequence[str], seeds: Sequence[int], polic
                 *COMMON,
                 f"env.options.difficulty={MIXES[mix]}",
                 f"policy.path={policies / f'seed-{seed % POLICIES}'}",
+                f"eval.at_start={str(arm == BASELINE).lower()}",  # it is the same for all arms of a seed
                 *(f"algorithm.{setting}" for setting in ARMS[arm]),
             ),
+            greedy=False,
         )
         for seed in seeds
         for mix in mixes

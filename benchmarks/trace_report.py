@@ -28,22 +28,28 @@ Row = dict[str, float | int | str]
 def rows(results: Iterable[Result], budget: float) -> list[Row]:
     """One row a cell: mix, arm, seed, success at the start, at the end and over the budget, and what was bought."""
     out: list[Row] = []
+    results = list(results)
+    starts = {
+        (r.arm.split("/")[0], r.seed): float(curve(r)[1][0])
+        for r in results
+        if r.evals and curve(r)[0][0] == 0
+    }  # measured once for all arms of a seed
     for r in results:
         mix, arm, *_ = r.arm.split("/")
         row: Row = {"mix": mix, "arm": arm, "setting": "/".join(r.arm.split("/")[2:]), "seed": r.seed}
         if r.error:
             out.append(row | {"error": r.error})
             continue
-        success = curve(r)[1]
+        success, start = curve(r)[1], starts.get((mix, r.seed))
         total = r.metrics[-1]["policy_tokens"]
         paid = np.array([m["prompts"] for m in r.metrics])
         mixed = np.array([m["effective_ratio"] for m in r.metrics]) * paid
         out.append(
             row
             | {
-                "start": float(success[0]),
+                "start": float("nan") if start is None else start,
                 "final": float(success[-1]),
-                "area": area(r, budget),
+                "area": area(r, budget, start=start),
                 "greedy": r.greedy,
                 "effective_ratio": float(mixed.sum() / paid.sum()),
                 "mixed_anchors_per_1k": PER * sum(m["mixed_anchors"] for m in r.metrics) / total,

@@ -157,6 +157,7 @@ class EvalConfig(_Section):
         ge=0,
         description="sampled tokens between evaluations, for curves at equal cost; 0 leaves it to every_steps",
     )
+    at_start: bool = Field(True, description="measure before training too")
     draws: int = Field(1, ge=1, description="sampled rollouts per task")
     greedy: bool = Field(True, description="measure greedy success too")
 

@@ -73,7 +73,7 @@ def train(
     boards = Boards(
         run.path, tensorboard=log.tensorboard, wandb=log.wandb, first_step=first, note=observer.note
     )
-    if first == 0:
+    if first == 0 and config.eval.at_start:
         _evaluate(s, run, step=0)
     for step in itertools.count(first):
         left = s.budget.minus(s.ledger.total)
