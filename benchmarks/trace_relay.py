@@ -19,7 +19,7 @@ from trace_gym.benchmarks.cells import Cell, area, read_cells, run_cells
 
 __all__ = ["ARMS", "BUDGET", "CONTROLS", "MIXES", "RATES", "cells", "tuned"]
 
-BUDGET = 8_000  # sampled tokens: one each turn
+BUDGET = 6_000  # sampled tokens: one each turn
 RATES = (0.1, 0.2, 0.4)
 SEEDS = tuple(range(10))
 TUNING_SEEDS = (100, 101)
@@ -33,7 +33,7 @@ CONTROLS = (
 COMMON = (
     "policy.path=tabular",
     "env.id=trace_gym/Relay-v0",
-    "env.options.kinds=64",
+    "env.options.kinds=32",
     f"budget.policy_tokens={BUDGET}",
     "rollout.prompts_per_step=8",
     "eval.tasks=0",
