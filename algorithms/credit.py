@@ -258,7 +258,10 @@ def treerl(tree: Tree, weighting: TargetWeighting = "draw") -> Floats:
 
 def treepo(tree: Tree, weighting: TargetWeighting = "draw") -> Floats:
     """[N] return of a leaf less the mean over the leaves below each of its ancestors, averaged over them with the sizes
-    of these subgroups as weights (TreePO, arXiv 2508.17445). A turn takes the mean over the rollouts through it."""
+    of these subgroups as weights (TreePO, arXiv 2508.17445, equation 6). A turn takes the mean over the rollouts through it.
+
+    The paper prefers the plain average over ancestors, its equation 5: `algorithms/treepo.py`.
+    """
     shape, returns, count, total = _leaf_sums(tree)
     parent = np.maximum(shape.parent, 0)
     sizes = shape.passed_down(0.0, lambda nodes, above: above + count[parent[nodes]])

@@ -29,7 +29,7 @@ NO_LOGPROBS: FloatArray = np.zeros(0, dtype=np.float32)
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Node:
-    """One turn. Build it with `Node.prompt` or `Node.turn`; both check their shapes."""
+    """One turn, or the prompt (`Node.prompt`). Its shapes are checked."""
 
     parent: int
     tokens: IntArray  # [n] sampled tokens, then those of the rendered observation
