@@ -18,7 +18,7 @@ written; what is said of a tree's prefixes does not depend on which other trees 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from trace_gym.algorithm import Metrics, RunContext, StepContext
-from trace_gym.algorithms.predictor import Float64Array, Place
+from trace_gym.algorithms.predictor import Float64Array, Place, by_tree
 from trace_gym.algorithms.replay import Rows, paths_to, sample
 from trace_gym.algorithms.turns import BUCKETS, TurnEmbedder
 from trace_gym.errors import ConfigError
@@ -155,7 +155,7 @@ class Network:
         """[K, n]; with `thompson` [1, n], one member's answers per prompt, drawn anew each step."""
         answers = np.full((self.members, len(places)), 0.5)
         self._embedder.embed(ctx, [place for path in paths_to(ctx, places)[0] for place in path])
-        for group in _groups(places):
+        for group in by_tree(places):
             rows, where = self._rows(ctx, [places[i] for i in group])
             with torch.no_grad():
                 seen = [torch.from_numpy(part[rows.index]) for part in (rows.turns, rows.pieces)]
@@ -288,12 +288,3 @@ class Network:
                 }
         self._scale = None if state["scale"] is None else np.array(state["scale"])
         self._replay = [Rows(**rows) for rows in state["replay"]]
-
-
-def _groups(places: Sequence[Place]) -> Iterator[list[int]]:
-    """Indices of the places answered in one pass: each tree that has a prefix among them, then all other prompts."""
-    trees = dict.fromkeys(task for task, node in places if node > 0)
-    by_tree: dict[str | None, list[int]] = {task: [] for task in (*trees, None)}
-    for i, (task, _) in enumerate(places):
-        by_tree[task if task in trees else None].append(i)
-    return (group for group in by_tree.values() if group)

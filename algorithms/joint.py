@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trace_gym.algorithm import Branch, StepContext
-from trace_gym.algorithms.credit import leaf_counts, node_values
+from trace_gym.algorithms.credit import node_values
 from trace_gym.tree import Tree
 
 __all__ = ["JointRule"]
@@ -153,13 +153,14 @@ def _seen(tree: Tree) -> tuple[Floats, npt.NDArray[np.bool_], Floats, Floats]:
 
 
 def _tokens_below(tree: Tree) -> Floats:
-    """[N] mean sampled tokens from a node to the ends of the rollouts through it."""
-    leaves = np.maximum(leaf_counts(tree), 1.0)
-    total = np.zeros(len(tree))
+    """[N] mean sampled tokens from a node to the ends of the rollouts through it, those that broke included: they were paid."""
+    total, ends = np.zeros(len(tree)), np.zeros(len(tree))
     for index in range(len(tree) - 1, 0, -1):
+        ends[index] = max(ends[index], 1.0)
         parent = tree[index].parent
-        total[parent] += total[index] + tree[index].n_action * leaves[index]
-    return total / leaves
+        ends[parent] += ends[index]
+        total[parent] += total[index] + tree[index].n_action * ends[index]
+    return total / np.maximum(ends, 1.0)
 
 
 def _rollout_tokens(tree: Tree) -> float:

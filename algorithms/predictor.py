@@ -14,7 +14,7 @@ Every answer depends on (run seed, step, what was learned, the places asked abou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -32,6 +32,7 @@ __all__ = [
     "Predictor",
     "PredictorKind",
     "Shuffled",
+    "by_tree",
     "calibration",
     "make_predictor",
 ]
@@ -254,13 +255,24 @@ class Beta:
         return a / (a + b)
 
 
+def by_tree(places: Sequence[Place]) -> Iterator[list[int]]:
+    """Indices of the places that are answered together: each tree that has a prefix among them, then all other prompts. So an
+    answer about a tree does not depend on which others are asked about with it."""
+    trees = dict.fromkeys(task for task, node in places if node > 0)
+    groups: dict[str | None, list[int]] = {task: [] for task in (*trees, None)}
+    for i, (task, _) in enumerate(places):
+        groups[task if task in trees else None].append(i)
+    return (group for group in groups.values() if group)
+
+
 # ---- controls made from another predictor ---------------------------------------------------------------------------
 
 
 class Shuffled:
-    """Another's answers, dealt out at random among the places of one call: right on the whole, wrong in each case.
+    """Another's answers, dealt out at random: right on the whole, wrong in each case.
 
-    A call about the prefixes of one tree permutes within that tree, so what it says of the tree's level stays.
+    The places of a tree that has a prefix among them are permuted within that tree, so what is said of the tree's level stays,
+    whichever trees a call happens to be about; all other prompts are permuted among each other.
     """
 
     def __init__(self, inner: Predictor) -> None:
@@ -271,9 +283,12 @@ class Shuffled:
 
     def predict(self, ctx: StepContext, places: Sequence[Place]) -> Float64Array:
         answers = self.inner.predict(ctx, places)
-        where = places[0] if places else ("", 0)
-        order = ctx.rng("predictor", "shuffled", *where, len(places)).permutation(len(places))
-        return np.asarray(answers[:, order])
+        shuffled = np.array(answers)
+        for group in by_tree(places):
+            where = places[group[0]]
+            order = ctx.rng("predictor", "shuffled", *where, len(group)).permutation(len(group))
+            shuffled[:, group] = answers[:, [group[i] for i in order]]
+        return shuffled
 
     def learn(
         self, ctx: StepContext, places: Sequence[Place], targets: Float64Array, weights: Float64Array

@@ -99,12 +99,26 @@ class TRACE(Algorithm):
             raise ConfigError(f"algorithm.epsilon={self.epsilon}: a share of the rollouts, from 0 to 1")
         if self.root_stage == "off" and self.prefix_stage == "off":
             raise ConfigError("algorithm trace: with both stages off no prompt ever shows two outcomes")
+        if (
+            min(self.prior_rollouts, self.coverage, self.floor) < 0
+            or not 0 <= self.discount <= 1
+            or self.waves < 1
+        ):
+            raise ConfigError(
+                "algorithm trace: prior_rollouts, coverage and floor are at least 0, discount from 0 to 1, waves at least 1"
+            )
+        if self.selection != "greedy" and self.rollouts < self.group:
+            raise ConfigError(
+                f"algorithm.selection={self.selection} takes whole groups: rollouts={self.rollouts} is less than one of "
+                f"group={self.group}, and no prompt would ever be opened"
+            )
         self._predictor = make_predictor(self.predictor, width=self.width, thompson=self.thompson)
         self._joint = JointRule(
             prior_rollouts=self.prior_rollouts,
             discount=self.discount,
             coverage=self.coverage,
             waves=self.waves,
+            enough=self.group,
         )
 
     def start(self, ctx: RunContext) -> None:

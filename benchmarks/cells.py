@@ -9,12 +9,14 @@ says why and stops nobody. Each worker uses one thread: two cells on two cores b
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -77,6 +79,8 @@ def run_cells(
     say: Callable[[str], None] = print,
 ) -> list[Result]:
     """Run what has not been run yet, `workers` processes at a time with `batch` cells each; returns all results there are."""
+    if len({cell.folder(out) for cell in cells}) < len(cells):
+        raise ValueError("two cells share an arm and a seed, and so a folder")
     left = [cell for cell in cells if not (cell.folder(out) / FINISHED).exists()]
     waiting = [left[i : i + batch] for i in range(0, len(left), batch)]
     running: dict[int, tuple[subprocess.Popen[bytes], list[Cell]]] = {}
@@ -111,8 +115,9 @@ def _start(cells: Sequence[Cell], out: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "trace_gym.benchmarks.cells", str(out)]
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE, env=one_thread)
     assert process.stdin is not None
-    process.stdin.write(described.encode())
-    process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):  # it has died already: its log says why
+        process.stdin.write(described.encode())
+        process.stdin.close()
     return process
 
 
@@ -161,8 +166,10 @@ def _work(cell: Cell, out: Path) -> None:
         ]
         result = Result(cell.arm, cell.seed, time.perf_counter() - start, commit, rows[0], rows[1], greedy)
         shutil.rmtree(run.policy_folder, ignore_errors=True)
-    except TraceGymError as error:
-        result = Result(cell.arm, cell.seed, time.perf_counter() - start, commit, [], [], error=str(error))
+    except Exception as error:  # whatever it was, the batch's other cells go on
+        traceback.print_exc()  # into the log
+        why = str(error) if isinstance(error, TraceGymError) else f"{type(error).__name__}: {error}"
+        result = Result(cell.arm, cell.seed, time.perf_counter() - start, commit, [], [], error=why)
     fresh = folder / f".{FINISHED}"
     fresh.write_text(json.dumps(asdict(result)))
     fresh.rename(folder / FINISHED)
@@ -199,20 +206,29 @@ def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Interval:
 
 
 def curve(result: Result) -> tuple[Floats, Floats]:
-    """Sampled tokens and success: the exact one after each step where it is known, else the held-out one of evaluations."""
+    """Sampled tokens and success: the exact one after each step where it is known, else the held-out one of evaluations.
+    Both are empty for a cell that failed."""
     exact = [(row["policy_tokens"], row["exact_success"]) for row in result.metrics if "exact_success" in row]
     held_out = [(row["policy_tokens"], row["eval_success"]) for row in result.evals]
-    tokens, success = np.array(exact or held_out).T
+    tokens, success = np.array(exact or held_out, dtype=np.float64).reshape(-1, 2).T
     return tokens, success
 
 
 def area(result: Result, budget: float, *, start: float | None = None) -> float:
-    """Mean success over the budget: the trapezoid under the curve, its last value held to `budget`. `start` is success before
-    training, where it was measured elsewhere."""
+    """Mean success over the budget: the trapezoid under the curve, nan without one.
+
+    `start` is success before training, where it was measured elsewhere; without it the curve's first value is held back to 0,
+    for an exact curve starts after the first step, and the tokens of that step must not count as failure. The last value is
+    held to `budget`.
+    """
     tokens, success = curve(result)
-    if start is not None and tokens[0] > 0:
-        tokens, success = np.insert(tokens, 0, 0.0), np.insert(success, 0, start)
-    tokens, success = np.append(np.minimum(tokens, budget), budget), np.append(success, success[-1])
+    if not len(tokens):
+        return float("nan")
+    if tokens[0] > 0:
+        tokens = np.insert(tokens, 0, 0.0)
+        success = np.insert(success, 0, success[0] if start is None else start)
+    tokens = np.append(np.minimum(tokens, budget), budget)
+    success = np.append(success, success[-1])
     return float(np.trapezoid(success, tokens) / budget)
 
 

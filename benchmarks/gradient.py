@@ -14,7 +14,8 @@ own with an oracle predictor, whose choice depends on the outcomes seen.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -35,13 +36,14 @@ from trace_gym.policy import Policy, TensorBatch
 from trace_gym.rollout import grow_trees, plant_trees
 from trace_gym.runs import environment_facts
 
-__all__ = ["DEPTH", "EXPANSIONS", "Testbed", "ratios"]
+__all__ = ["DEPTH", "EXPANSIONS", "RULES", "Rule", "Testbed", "ratios"]
 
 Floats = npt.NDArray[np.float64]
 Expansion = Literal["none", "uniform", "active"]
 EXPANSIONS: tuple[Expansion, ...] = get_args(Expansion)
+Rule = tuple[CreditMode, NodeWeights]
+RULES: tuple[Rule, ...] = tuple(itertools.product(get_args(CreditMode), get_args(NodeWeights)))
 DEPTH = 3
-CONSTANT = 1
 
 
 @dataclass(slots=True)
@@ -110,22 +112,20 @@ def gradient(actor: Actor, ctx: StepContext, mode: CreditMode, weights: NodeWeig
 
 
 def ratios(
-    bed: Testbed, expansion: Expansion, *, steps: int, trees: int
-) -> Mapping[tuple[CreditMode, NodeWeights], tuple[Floats, Floats]]:
+    bed: Testbed, expansion: Expansion, *, steps: int, trees: int, rules: Sequence[Rule] = RULES
+) -> dict[Rule, tuple[Floats, Floats]]:
     """For every rule, [DEPTH] ratio to the exact gradient by station, and its standard error over `steps`."""
     actor = bed.actor()
     spec = actor.model.spec
     exact = policy_gradient(spec, spec.initial_logits)[
         :DEPTH
     ]  # the one kind's stations; then comes its dead end
-    found: dict[tuple[CreditMode, NodeWeights], list[Floats]] = {}
+    found: dict[Rule, list[Floats]] = {rule: [] for rule in rules}
     for step in range(steps):
         ctx = bed.trees(actor, expansion, step, trees)
-        for mode in get_args(CreditMode):
-            for weights in get_args(NodeWeights):
-                estimate = gradient(actor, ctx, mode, weights)[:DEPTH]
-                ratio = (estimate * exact).sum(-1) / (exact * exact).sum(-1)
-                found.setdefault((mode, weights), []).append(ratio)
+        for mode, weights in rules:
+            estimate = gradient(actor, ctx, mode, weights)[:DEPTH]
+            found[mode, weights].append((estimate * exact).sum(-1) / (exact * exact).sum(-1))
     return {
         rule: (np.mean(values, axis=0), np.std(values, axis=0, ddof=1) / np.sqrt(steps))
         for rule, values in found.items()

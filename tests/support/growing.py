@@ -7,7 +7,7 @@ import numpy as np
 
 from tests.support.walk import RENDERER, Walk, WalkEnv, walker
 from trace_gym.algorithm import Algorithm, Credit, RunContext, StepContext, check_credits
-from trace_gym.engine import Completion, ScriptedEngine
+from trace_gym.engine import Completion, Engine, ScriptedEngine
 from trace_gym.env import Opening
 from trace_gym.ledger import Budget, Ledger
 from trace_gym.rollout import RolloutSettings, grow_trees, plant_trees
@@ -55,12 +55,13 @@ def grow(
     pool: Sequence[str] | None = None,
     oracle: Any = None,
     started: bool = False,
+    engine: Engine | None = None,
 ) -> StepContext:
     """One step. `order` seeds the order of completions, two at a time; None is first come first served."""
     env = env or WideWalk()
     run = RunContext(seed=seed, tasks=env.tasks("train"))
     shuffle = None if order is None else np.random.default_rng(order)
-    engine = Moody(walker(choose), shuffle=shuffle, burst=None if order is None else 2)
+    engine = engine or Moody(walker(choose), shuffle=shuffle, burst=None if order is None else 2)
     if not started:
         algorithm.start(run)
     ctx = plant_trees(env, pool or run.tasks[:4], RENDERER, run, step, budget or Budget())
