@@ -11,3 +11,9 @@ gymnasium.register(
     order_enforce=False,  # wrappers would hide `snapshot`; ForkableEnv checks the order itself
     disable_env_checker=True,
 )
+gymnasium.register(
+    "trace_gym/SearchQA-v0",
+    entry_point="trace_gym.envs.search_qa.env:SearchQAEnv",
+    order_enforce=False,
+    disable_env_checker=True,
+)
