@@ -20,20 +20,21 @@ import numpy as np
 
 from trace_gym.env import ForkableEnv, Opening, Tool, Turn
 from trace_gym.envs.actions import HERMES, SEARCH_R1, Answer, Malformed, check_arguments, parse_action
+from trace_gym.envs.records import SPLITS, BadLine, OnBadLine, skipped_lines
 from trace_gym.envs.search_qa.answers import exact_match, f1
 from trace_gym.envs.search_qa.bm25 import BM25, title_key
 from trace_gym.envs.search_qa.demonstrators import KEPT_CHARS, expert_action, novice_action
 from trace_gym.envs.search_qa.passages import holds, shorten, snippet
-from trace_gym.envs.search_qa.retriever import Hit, Retriever, make_retriever
-from trace_gym.envs.search_qa.task import Question, Seen, Source, Use
-from trace_gym.envs.search_qa.world import WorldSource, read_difficulty, read_topics, world_documents
+from trace_gym.envs.search_qa.retriever import Document, Hit, Retriever, make_retriever
+from trace_gym.envs.search_qa.sources import load_questions
+from trace_gym.envs.search_qa.task import Question, Seen, Source, Use, read_difficulty
+from trace_gym.envs.search_qa.world import WorldSource, read_topics
 from trace_gym.errors import ConfigError, TaskError
 
 __all__ = ["SearchQAEnv", "SearchState"]
 
 SPARE_TURNS = 2  # that a task allows beyond those it needs
 MAX_K = 10
-SPLITS = ("train", "dev", "test", "all")
 
 ANSWERING = "When you know the answer, finish with it alone, in a few words, such as <answer>Warsaw</answer>."
 INSTRUCTIONS = {
@@ -92,6 +93,8 @@ class SearchQAEnv(ForkableEnv[SearchState]):
         reward: Literal["em", "f1"] = "em",
         f1_threshold: float = 0.8,
         tags: Literal["hermes", "search-r1"] = "hermes",
+        corpus: str | Path | None = None,
+        on_bad_line: OnBadLine = "error",
     ) -> None:
         super().__init__()
         _check_choice("split", split, SPLITS)
@@ -107,7 +110,20 @@ class SearchQAEnv(ForkableEnv[SearchState]):
         self._split, self._max_turns, self._k = split, max_turns, k
         self._snippet_chars, self._passage_chars = snippet_chars, passage_chars
         self._reward, self._f1_threshold, self._tags = reward, f1_threshold, tags
-        self._source: Source = WorldSource(*read_difficulty(str(difficulty)), read_topics(topics))
+        self.skipped: tuple[BadLine, ...] = ()  # bad lines of the files, each with its reason
+        lowest, highest = read_difficulty(str(difficulty))
+        self._source: Source = WorldSource(lowest, highest, read_topics(topics))
+        if str(source) != "builtin":
+            found = load_questions(
+                str(source),
+                lowest=lowest,
+                highest=highest,
+                corpus=None if corpus is None else str(corpus),
+                on_bad_line=on_bad_line,
+            )
+            self._source, self.skipped = found, found.skipped
+        elif corpus is not None:
+            raise ConfigError("corpus= adds passages to those of a file; the built-in source has its own")
         self._retriever = _retriever(retriever, self._source)
         self._tools = _tools(self._retriever, k)
 
@@ -116,6 +132,10 @@ class SearchQAEnv(ForkableEnv[SearchState]):
     def tasks(self, split: str) -> Sequence[str]:
         """Ids of train, dev, test or all, in a fixed order. Raises `TaskError` for another split."""
         return self._source.tasks(split)
+
+    def notices(self) -> Sequence[str]:
+        """The skipped lines of the files, the first twenty by name."""
+        return skipped_lines(self.skipped)
 
     def _draw_task(self) -> str:
         ids = self.tasks(self._split)
@@ -238,14 +258,27 @@ def _check_whole(name: str, value: object, lowest: int, highest: int) -> None:
 def _retriever(retriever: str | Retriever, source: Source) -> Retriever:
     if not isinstance(retriever, str):
         return retriever
-    if retriever == "bm25" and isinstance(source, WorldSource):
-        return _world_index()
+    if retriever == "bm25":
+        return _index(_Same(source.documents()))
     return make_retriever(retriever, source.documents())
 
 
-@lru_cache(maxsize=1)  # every instance of the default environment searches one index
-def _world_index() -> BM25:
-    return BM25(world_documents())
+class _Same:
+    """Documents compared by being the same object: sources give the same one each time."""
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self.documents = documents
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.documents is other.documents
+
+    def __hash__(self) -> int:
+        return id(self.documents)
+
+
+@lru_cache(maxsize=4)  # every instance with one corpus searches one index
+def _index(corpus: _Same) -> BM25:
+    return BM25(corpus.documents)
 
 
 def _tools(retriever: Retriever, k: int) -> tuple[Tool, ...]:

@@ -8,15 +8,18 @@ of all hops, in order, is enough to answer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import msgspec
 
 from trace_gym.envs.search_qa.retriever import Document
+from trace_gym.errors import ConfigError
 
-__all__ = ["Hop", "Question", "Seen", "Source", "ToolName", "Use"]
+__all__ = ["MAX_HOPS", "Hop", "Question", "Seen", "Source", "ToolName", "Use", "read_difficulty"]
 
+MAX_HOPS = 4
 ToolName = Literal["search", "open"]
 
 
@@ -70,3 +73,14 @@ class Source(Protocol):
 
     def documents(self) -> Sequence[Document]:
         """The corpus of the questions, the same each time."""
+
+
+def read_difficulty(text: str) -> tuple[int, int]:
+    """The least and the greatest number of gold passages: "2", "1-4". Raises `ConfigError`."""
+    match = re.fullmatch(r"([1-4])(?:-([1-4]))?", text)
+    lowest, highest = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if lowest > highest:
+        raise ConfigError(
+            f"difficulty {text[:40]!r}: write a number of hops from 1 to {MAX_HOPS} such as '2', or a range such as '1-4'"
+        )
+    return lowest, highest

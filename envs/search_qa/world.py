@@ -9,7 +9,6 @@ sources and their licences.
 from __future__ import annotations
 
 import gzip
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,29 +19,17 @@ from pathlib import Path
 import msgspec
 
 from trace_gym.envs.search_qa.retriever import Document
-from trace_gym.envs.search_qa.task import Hop, Question
+from trace_gym.envs.search_qa.task import MAX_HOPS, Hop, Question
 from trace_gym.errors import ConfigError, TaskError
 
-__all__ = ["DOCUMENTS", "FOLDER", "QUESTIONS", "TOPICS", "WorldSource", "read_difficulty", "world_documents"]
+__all__ = ["DOCUMENTS", "FOLDER", "QUESTIONS", "TOPICS", "WorldSource", "read_topics"]
 
 FOLDER = Path(__file__).parent / "data"
 DOCUMENTS, QUESTIONS = "world_documents.jsonl.gz", "world_questions.jsonl.gz"
 TOPICS = ("airports", "countries", "elements", "people", "places")
 SPLITS = ("train", "dev", "test", "all")
-MAX_HOPS = 4
 
 _Row = tuple[str, str, tuple[str, ...], str, tuple[Hop, ...], tuple[str, ...]]
-
-
-def read_difficulty(text: str) -> tuple[int, int]:
-    """The least and the greatest number of hops: "2", "1-4". Raises `ConfigError`."""
-    match = re.fullmatch(r"([1-4])(?:-([1-4]))?", text)
-    lowest, highest = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-    if lowest > highest:
-        raise ConfigError(
-            f"difficulty {text[:40]!r}: write a number of hops from 1 to {MAX_HOPS} such as '2', or a range such as '1-4'"
-        )
-    return lowest, highest
 
 
 def read_topics(text: str) -> tuple[str, ...]:
@@ -80,7 +67,8 @@ class WorldSource:
         return found
 
     def documents(self) -> Sequence[Document]:
-        return world_documents()
+        """All passages, whatever the topics; a passage's id is its title."""
+        return _documents()
 
 
 @lru_cache(maxsize=64)
@@ -105,8 +93,7 @@ def _questions() -> Mapping[str, Question]:
 
 
 @lru_cache(maxsize=1)
-def world_documents() -> tuple[Document, ...]:
-    """All passages; a passage's id is its title."""
+def _documents() -> tuple[Document, ...]:
     rows = msgspec.json.Decoder(tuple[str, str]).decode_lines(_read(DOCUMENTS))
     return tuple(Document(title, title, text) for title, text in rows)
 

@@ -50,7 +50,7 @@ class Entity:
     """Something with a passage of its own. `facts` maps a relation to the value that the passage states."""
 
     title: str
-    kind: str  # country, city, element, airport, person, place or thing
+    kind: str  # country, region, city, element, airport, person, place or thing
     sentences: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
 
@@ -116,6 +116,7 @@ def _add_countries(world: World, folder: Path) -> dict[str, str]:
         if country is not None:
             codes[record["ISO"]["alpha2"]] = name
             _describe_country(world, country, record)
+    _add_regions(world)
     for record in records:
         name, capital = record["name"].partition(" (")[0].removeprefix("The "), record.get("capital") or ""
         if name in world.entities and isinstance(capital, str) and "/" not in capital and capital != name:
@@ -126,12 +127,29 @@ def _add_countries(world: World, folder: Path) -> dict[str, str]:
     return codes
 
 
+def _add_regions(world: World) -> None:
+    """Adds the regions of the countries added so far, with the country that has most people and most land in each."""
+    members: dict[str, list[Entity]] = defaultdict(list)
+    for country in list(world.entities.values()):
+        members[country.facts["region"]].append(country)
+    for name, countries in sorted(members.items()):
+        region = world.add(name, "region")
+        if region is None:
+            continue
+        region.say(f"{name} is a region of {len(countries)} countries and territories.")
+        for relation, fact in (("most populous", "population"), ("largest", "area")):
+            known = [country for country in countries if fact in country.facts]
+            if len(known) > 1:
+                most = max(known, key=lambda country: float(country.facts[fact]))
+                region.say(f"The {relation} country of {name} is {most.title}.", **{relation: most.title})
+
+
 def _describe_country(world: World, country: Entity, record: Mapping[str, Any]) -> None:
     name = country.title
-    country.say(f"{name} is a country in {record['subregion']}.", subregion=record["subregion"])
+    country.say(f"The region of {name} is {record['subregion']}.", region=record["subregion"])
     demonym = (record.get("demonym") or "").partition(",")[0].strip()
     if demonym:
-        country.say(f"People of {name} are called {demonym}.", demonym=demonym)
+        country.say(f"The demonym of {name} is {demonym}.", demonym=demonym)
         world.home_countries.setdefault(demonym, name)  # the most populous one: they come in that order
     for relation, field_name in CODES.items():
         values = [value for value in record.get(field_name) or [] if value]
@@ -248,13 +266,15 @@ def _describe_instance(entity: Entity, instance: Instance) -> None:
 
 
 def _link_containers(world: World, instances: Mapping[str, Instance], titles: Mapping[str, str]) -> None:
-    """Says where a place is, when there is one answer."""
+    """Says where a place is when there is one answer: the only country that it is part of, or the only place."""
     for key, title in titles.items():
-        entity, instance = world.entities[title], instances[key]
-        if entity.kind == "place" and len(instance.containers) == 1:
-            container = titles.get(instance.containers[0])
-            if container is not None and container != title:
-                entity.say(f"{title} is in {container}.", **{"is in": container})
+        entity = world.entities[title]
+        around = {titles[k] for k in instances[key].containers if k in titles} - {title}
+        countries = {name for name in around if world.entities[name].kind == "country"}
+        chosen = countries or (around if len(instances[key].containers) == 1 else set())
+        if entity.kind == "place" and len(chosen) == 1:
+            (container,) = chosen
+            entity.say(f"{title} is in {container}.", **{"is in": container})
 
 
 # ---- airports --------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ TOPICS = {
     "element": "elements",
     "person": "people",
     "place": "places",
+    "region": "countries",
 }
 
 
@@ -41,14 +42,14 @@ _DISCOVERER = Relation(
     "discoverer",
     "the discoverer of {}",
     ("Who discovered {}?", "Who was the discoverer of {}?"),
-    "discovered",
+    "discovered by",
     ("person",),
 )
 _NAMED_AFTER = Relation(
     "named after",
     "the person {} was named after",
     ("Which person was {} named after?",),
-    "named",
+    "named after",
     ("person",),
 )
 _DISCOVERED_IN = Relation(
@@ -63,11 +64,35 @@ _IS_IN = Relation(
 )
 _IS_IN_COUNTRY = Relation("is in", "the country that holds {}", (), "is in", ("country",))
 
+_REGION = Relation(
+    "region",
+    "the region of {}",
+    ("Which region is {} in?", "What is the region of {}?"),
+    "region",
+    ("region",),
+)
+_MOST_POPULOUS = Relation(
+    "most populous",
+    "the most populous country of {}",
+    ("Which is the most populous country of {}?",),
+    "most populous country",
+    ("country",),
+)
+_LARGEST = Relation(
+    "largest",
+    "the largest country of {}",
+    ("Which is the largest country of {}?",),
+    "largest country",
+    ("country",),
+)
+
 LEADS = {
     "airport": (_AIRPORT_COUNTRY,),
     "city": (_CAPITAL_OF,),
+    "country": (_REGION,),
     "element": (_DISCOVERER, _NAMED_AFTER, _DISCOVERED_IN),
     "place": (_IS_IN, _IS_IN_COUNTRY),
+    "region": (_MOST_POPULOUS, _LARGEST),
 }
 
 
@@ -91,8 +116,8 @@ LEAVES = {
     ),
     "city": (_CAPITAL_OF,),
     "country": (
-        _leaf("subregion", "In which part of the world is {}?", words="country in"),
-        _leaf("demonym", "What are the people of {} called?", words="people called"),
+        _REGION,
+        _leaf("demonym", "What is the demonym of {}?", "Which demonym do the people of {} have?"),
         _leaf("currency code", "What is the currency code of {}?"),
         _leaf("calling code", "What is the calling code of {}?"),
         _leaf("internet domain", "What is the internet domain of {}?"),
@@ -113,6 +138,7 @@ LEAVES = {
         _leaf("year of death", "In which year did {} die?", words="died year"),
     ),
     "place": (_IS_IN,),
+    "region": (_MOST_POPULOUS, _LARGEST),
 }
 
 
@@ -164,8 +190,8 @@ SAME = (
     Comparison("place", _IS_IN, (("Are {} and {} in the same larger place?", True),), alike=True),
     Comparison(
         "country",
-        LEAVES["country"][0],
-        (("Are {} and {} in the same part of the world?", True),),
+        _REGION,
+        (("Are {} and {} in the same region?", True),),
         alike=True,
     ),
 )
