@@ -37,7 +37,7 @@ def shorten(text: str, limit: int) -> str:
         return text
     head = text[: limit - 1]
     at_word = head.rsplit(" ", 1)[0] if " " in head and not text[limit - 1].isspace() else head
-    return at_word.rstrip() + "…"
+    return at_word.rstrip(" .,;:") + "…"
 
 
 def holds(text: str, value: str) -> bool:
