@@ -5,15 +5,16 @@ if __name__ != "trace_gym.envs":
 
 import gymnasium
 
-gymnasium.register(
-    "trace_gym/Math-v0",
-    entry_point="trace_gym.envs.math.env:MathEnv",
-    order_enforce=False,  # wrappers would hide `snapshot`; ForkableEnv checks the order itself
-    disable_env_checker=True,
-)
-gymnasium.register(
-    "trace_gym/Relay-v0",
-    entry_point="trace_gym.envs.relay.env:RelayEnv",
-    order_enforce=False,
-    disable_env_checker=True,
-)
+ENTRY_POINTS = {
+    "trace_gym/Math-v0": "trace_gym.envs.math.env:MathEnv",
+    "trace_gym/Relay-v0": "trace_gym.envs.relay.env:RelayEnv",
+    "trace_gym/SearchQA-v0": "trace_gym.envs.search_qa.env:SearchQAEnv",
+}
+
+for env_id, entry_point in ENTRY_POINTS.items():
+    gymnasium.register(
+        env_id,
+        entry_point=entry_point,
+        order_enforce=False,  # wrappers would hide `snapshot`; ForkableEnv checks the order itself
+        disable_env_checker=True,
+    )

@@ -12,6 +12,7 @@ from trace_gym.envs.actions import (
     HERMES,
     MAX_BODY_CHARS,
     MAX_JSON_DEPTH,
+    SEARCH_R1,
     Answer,
     Call,
     Malformed,
@@ -335,3 +336,34 @@ def test_bad_arguments(arguments: dict[str, object], hint: str) -> None:
 def test_a_tool_without_arguments() -> None:
     assert check_arguments({}, {}) is None
     assert check_arguments({}, {"a": 1}) == "unknown argument 'a'; the arguments are: none"
+
+
+# ---- Search-R1's tags ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "action"),
+    [
+        ("<think>hm</think><search> who was Ann? </search>", Call("search", {"query": "who was Ann?"})),
+        ("<search>a</search><answer>b</answer>", Call("search", {"query": "a"})),
+        ("<answer>b</answer><search>a</search>", Answer("b")),
+        ('<tool_call>{"name":"open","arguments":{"title":"<search>x</search>"}}</tool_call>',
+         Call("open", {"title": "<search>x</search>"})),
+    ],
+)  # fmt: skip
+def test_search_tags_are_a_call_of_search(text: str, action: object) -> None:
+    assert parse_action(text, tags=SEARCH_R1) == action
+
+
+@given(st.text(alphabet='<>/searchanwtool_c {}"\ud800\x00', max_size=80))
+def test_reading_search_tags_is_total(text: str) -> None:
+    for body in (text, f"<search>{text}</search>", f"<search>{text}"):
+        action = parse_action(body, tags=SEARCH_R1)
+        if isinstance(action, Call):
+            str(action.arguments).encode()
+
+
+def test_empty_and_open_search_tags_are_told() -> None:
+    for text, part in (("<search> </search>", "the query is empty"), ("<search>a", "<search> is not closed")):
+        action = parse_action(text, tags=SEARCH_R1)
+        assert isinstance(action, Malformed) and part in action.message

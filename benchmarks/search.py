@@ -1,0 +1,152 @@
+"""What searching costs: the built-in BM25 beside bm25s, the built-in corpus, and the steps and forks of SearchQA-v0.
+
+    pip install bm25s
+    python -m trace_gym.benchmarks.search            all of it, with 100,000 documents, about a minute
+    python -m trace_gym.benchmarks.search --documents 10000
+
+The documents are random words with the frequencies of a natural text (Zipf's law), 20 to 100 words long; a query is a
+question of 6 to 12 words drawn alike. bm25s gets the same words and chooses the best with its own numpy top-k and with
+the top-k used here. It is needed by this benchmark alone and left out where it is not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from trace_gym.benchmarks.core import fork_costs
+from trace_gym.env import ForkableEnv
+from trace_gym.envs.search_qa.bm25 import BM25
+from trace_gym.envs.search_qa.retriever import Document
+from trace_gym.envs.search_qa.world import WorldSource
+from trace_gym.runs import environment_facts
+from trace_gym.seeding import keyed_rng
+
+__all__ = ["builtin_costs", "main", "search_costs"]
+
+SEARCH_QA = "trace_gym/SearchQA-v0"
+VOCABULARY = 200_000
+K = 10
+
+
+def make_texts(count: int, shortest: int, longest: int, *, key: str) -> list[str]:
+    """Texts of words `w0`, `w1`, …, the more frequent the smaller the number."""
+    rng = keyed_rng("search benchmark", key)
+    lengths = rng.integers(shortest, longest + 1, size=count)
+    numbers = (rng.zipf(1.15, size=int(lengths.sum()) * 2) - 1).astype(np.int64)
+    numbers = numbers[(numbers >= 0) & (numbers < VOCABULARY)]
+    texts, at = [], 0
+    for length in lengths:
+        texts.append(" ".join(f"w{number}" for number in numbers[at : at + length]))
+        at += length
+    return texts
+
+
+def search_costs(count: int, queries: int = 400) -> dict[str, tuple[float, float]]:
+    """Microseconds a query (median, 99th percentile), and seconds to index as both numbers."""
+    texts, asked = make_texts(count, 20, 100, key="texts"), make_texts(queries, 6, 12, key="queries")
+    start = time.perf_counter()
+    index = BM25([Document(f"{i:07}", "", text) for i, text in enumerate(texts)])
+    built = time.perf_counter() - start
+    found = {
+        "built-in: index, s": (built, built),
+        "built-in: query, µs": _each(lambda query: index.search(query, K), asked),
+        "built-in: postings, MB": (index.nbytes / 1e6, index.nbytes / 1e6),
+    }
+    try:
+        bm25s: Any = importlib.import_module("bm25s")
+    except ImportError:
+        return found
+    start = time.perf_counter()
+    other = bm25s.BM25(method="lucene", k1=1.2, b=0.75)
+    other.index([text.split() for text in texts], show_progress=False)
+    built = time.perf_counter() - start
+    split = [query.split() for query in asked]
+    found["bm25s: index, s"] = (built, built)
+    found["bm25s: query, its top-k, µs"] = _each(
+        lambda query: other.retrieve([query], k=K, show_progress=False), split
+    )
+    found["bm25s: query, argpartition, µs"] = _each(lambda query: _best(other.get_scores(query)), split)
+    return found
+
+
+def _best(scores: Any) -> Any:
+    best = np.argpartition(scores, -K)[-K:]
+    return best[np.argsort(-scores[best], kind="stable")]
+
+
+def _each(search: Callable[[Any], object], queries: Sequence[Any]) -> tuple[float, float]:
+    """Median and 99th percentile over the queries, in microseconds, each asked once after a first round."""
+    for query in queries[:20]:
+        search(query)
+    samples = []
+    for query in queries:
+        start = time.perf_counter_ns()
+        search(query)
+        samples.append((time.perf_counter_ns() - start) / 1000)
+    return float(np.median(samples)), float(np.percentile(samples, 99))
+
+
+def builtin_costs() -> dict[str, float]:
+    """Loading, indexing and stepping the built-in set."""
+    start = time.perf_counter()
+    source = WorldSource()
+    tasks, documents = source.tasks("all"), source.documents()
+    loaded = time.perf_counter() - start
+    start = time.perf_counter()
+    BM25(documents)
+    built = time.perf_counter() - start
+    tracemalloc.start()
+    index = BM25(documents)
+    memory = tracemalloc.get_traced_memory()[0] / 1e6
+    tracemalloc.stop()
+    env: ForkableEnv[Any] = gymnasium.make(SEARCH_QA).unwrapped  # type: ignore[assignment]
+    start, steps = time.perf_counter(), 0
+    for task in env.tasks("test"):
+        env.reset(options={"task": task})
+        while env.snapshot().status == "running":
+            env.step(env.expert_action())
+            steps += 1
+    wall = time.perf_counter() - start
+    names = [question.text for question in map(source.question, env.tasks("test")[:400])]
+    return {
+        "documents": float(len(documents)),
+        "questions": float(len(tasks)),
+        "read both files, s": loaded,
+        "index, s": built,
+        "index in memory, MB": memory,
+        "of it postings, MB": index.nbytes / 1e6,
+        "query, µs": _each(lambda query: index.search(query, 3), names)[0],
+        "steps per second (with the expert that chooses them)": steps / wall,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--documents", type=int, default=100_000)
+    count = parser.parse_args().documents
+    print(f"| {count:,} documents | median | 99th percentile |\n|---|---|---|")
+    for name, (median, high) in search_costs(count).items():
+        print(f"| {name} | {median:,.1f} | {high:,.1f} |")
+    print("\n| built-in set | |\n|---|---|")
+    for name, value in builtin_costs().items():
+        print(f"| {name} | {value:,.2f} |")
+    print(
+        "\n| forks of SearchQA-v0, after two turns of four hops | median µs | 99th percentile µs |\n|---|---|---|"
+    )
+    for name, (median, high) in fork_costs(SEARCH_QA).items():
+        print(f"| {name} | {median:.1f} | {high:.1f} |")
+    print("\n" + ", ".join(f"{k} {v}" for k, v in environment_facts().items()))
+
+
+if __name__ == "__main__":
+    main()
