@@ -296,7 +296,7 @@ def _episode(folder: Path, category: str, place: int) -> Episode[BfclState]:
     after, results = _drive(classes, owner, start, calls)
     distinct = tuple(dict.fromkeys(result for turn in results for result in turn))
     counts = [Counter(turn) for turn in results]
-    tools = _tools_by_turn(entry, [tool for _, tool in functions.values()])
+    tools = _tools_by_turn(entry, [tool for _, tool in functions.values()], calls)
     gold = Gold(
         folder=folder,
         classes=names,
@@ -334,10 +334,12 @@ def _drive(
     return tuple(after), results
 
 
-def _tools_by_turn(entry: Mapping[str, Any], tools: list[Tool]) -> tuple[tuple[Tool, ...], ...]:
-    """The functions of each user turn: one that is missed is there from the turn on that names it."""
-    missed = {name: int(turn) for turn, names in entry.get("missed_function", {}).items() for name in names}
-    return tuple(
-        tuple(tool for tool in tools if missed.get(tool.name, 0) <= turn)
-        for turn in range(len(entry["question"]))
-    )
+def _tools_by_turn(
+    entry: Mapping[str, Any], tools: list[Tool], calls: tuple[tuple[GoldCall, ...], ...]
+) -> tuple[tuple[Tool, ...], ...]:
+    """The functions of each user turn: one that is missed is there from the turn on that names it, or that the gold
+    calls first use it in (in one task that is earlier)."""
+    first = {name: int(turn) for turn, names in entry.get("missed_function", {}).items() for name in names}
+    for turn, due in enumerate(calls):
+        first.update({call.name: min(turn, first.get(call.name, 0)) for call in due})
+    return tuple(tuple(t for t in tools if first.get(t.name, 0) <= turn) for turn in range(len(calls)))

@@ -116,12 +116,10 @@ def run(instance: object, name: str, arguments: Mapping[str, Any]) -> str:
         try:
             _refuse_endless(name, arguments)
             bound = inspect.signature(method).bind(**arguments)
-            given = set(bound.arguments)
             bound.apply_defaults()
-            for key, value in bound.arguments.items():
-                if key not in given and isinstance(value, list | dict | set):
-                    bound.arguments[key] = copy.copy(value)
-            return _as_text(method(*bound.args, **bound.kwargs))
+            # Copies: some methods keep what they are given, or their default lists, and change it later.
+            own = {key: copy.deepcopy(value) for key, value in bound.arguments.items()}
+            return _as_text(method(**own))
         except Exception as error:  # a stranger's method on a model's arguments: anything may come out of it
             return f"Error during execution: {error}"
 
