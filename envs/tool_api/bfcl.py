@@ -45,7 +45,7 @@ from trace_gym.envs.tool_api.bfcl_classes import (
 from trace_gym.envs.tool_api.world import Called, Episode, Judged, WorldOptions
 from trace_gym.errors import ConfigError, TaskError
 
-__all__ = ["CATEGORIES", "BfclState", "BfclWorld", "Gold", "GoldCall", "make", "read_call"]
+__all__ = ["CATEGORIES", "BfclState", "BfclWorld", "Gold", "GoldCall", "make", "raw_entry", "read_call"]
 
 CATEGORIES = ("base", "miss_func", "miss_param", "long_context")
 TASKS = 200  # of each category
@@ -237,6 +237,12 @@ def _entries(folder: Path, category: str) -> tuple[tuple[dict[str, Any], list[li
         for path in (data / name, data / "possible_answer" / name)
     ]
     return tuple((json.loads(one), json.loads(two)["ground_truth"]) for one, two in zip(*lines, strict=True))
+
+
+def raw_entry(folder: Path, task_id: str) -> tuple[dict[str, Any], list[list[str]]]:
+    """A task as it stands in the data, and its gold calls."""
+    category, _, place = task_id.removeprefix("multi_turn_").rpartition("_")
+    return _entries(folder, category)[int(place)]
 
 
 @cache
