@@ -125,7 +125,7 @@ class BuiltinWorld:
         return Judged(state, True, "all done")
 
     def expert_action(self, episode: Episode[OfficeState], state: OfficeState, user_turn: int) -> str:
-        return expert_action(episode.gold, state.office, state.seen, user_turn)
+        return expert_action(episode.gold, _names(episode.tools), state.office, state.seen, user_turn)
 
     def novice_action(
         self,
@@ -137,7 +137,16 @@ class BuiltinWorld:
         slip: float = SLIP,
         noise: float = NOISE,
     ) -> str:
-        return novice_action(episode.gold, state.office, state.seen, user_turn, rng, slip=slip, noise=noise)
+        return novice_action(
+            episode.gold,
+            _names(episode.tools),
+            state.office,
+            state.seen,
+            user_turn,
+            rng,
+            slip=slip,
+            noise=noise,
+        )
 
     def situation(self, episode: Episode[OfficeState], state: OfficeState) -> object:
         return state
@@ -147,6 +156,10 @@ class BuiltinWorld:
 
     def close(self) -> None:
         pass
+
+
+def _names(tools: tuple[Tool, ...]) -> frozenset[str]:
+    return frozenset(tool.name for tool in tools)
 
 
 def answers(request: Request, text: str) -> bool:
@@ -215,9 +228,11 @@ def _with_distractors(task: Task, count: int) -> tuple[Tool, ...]:
 
 def _turns_needed(task: Task) -> int:
     """How many actions the expert takes."""
-    office, seen, turns = task.office, set[int](), 0
+    office, seen, turns, tools = task.office, set[int](), 0, frozenset(task.tools)
     for user_turn in range(len(task.requests)):
-        while isinstance(act := parse_action(expert_action(task, office, tuple(seen), user_turn)), Call):
+        while isinstance(
+            act := parse_action(expert_action(task, tools, office, tuple(seen), user_turn)), Call
+        ):
             result = call(office, task.scene, act.name, act.arguments)
             if result.office is not office:
                 seen.discard(BALANCE_SHOWN)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -38,17 +39,21 @@ Call = tuple[str, dict[str, str | int]]
 ASKS = {"amount": "which amount?", "day": "which day?", "person": "which person?", "city": "which city?"}
 
 
-def expert_action(task: Task, office: Office, seen: Sequence[int], user_turn: int) -> str:
-    """The next call towards what the requests up to `user_turn` require, or the answer to the present one."""
-    view = _View(task.scene, office, frozenset(seen))
+def expert_action(
+    task: Task, tools: frozenset[str], office: Office, seen: Sequence[int], user_turn: int
+) -> str:
+    """The next call towards what the requests up to `user_turn` require, or the answer to the present one. `tools` are
+    the names of those there are; what only another could do is left."""
+    view = _View(task.scene, tools, office, frozenset(seen))
     request, required = task.requests[user_turn], task.required[user_turn]
-    call = next(view.undo(required), None) or next(view.missing(_facts(required)), None)
-    call = call or view.lookup(request)
+    calls = chain(view.undo(required), view.missing(_facts(required)))
+    call = next((call for call in calls if call[0] in tools), None) or view.lookup(request)
     return format_call(*call) if call else _finish(request)
 
 
 def novice_action(
     task: Task,
+    tools: frozenset[str],
     office: Office,
     seen: Sequence[int],
     user_turn: int,
@@ -59,7 +64,7 @@ def novice_action(
 ) -> str:
     """The next call of the present request, misread with probability `slip` where there is a misreading; with
     probability `noise` a random mistake instead."""
-    view = _View(task.scene, office, frozenset(seen))
+    view = _View(task.scene, tools, office, frozenset(seen))
     request = task.requests[user_turn]
     call = next(view.missing(request.facts), None) or view.lookup(request)
     slips = bool(rng.random() < slip)
@@ -107,6 +112,7 @@ class _View:
     """The office as an agent knows it: `seen` are the ids that it was shown."""
 
     scene: Scene
+    tools: frozenset[str]
     office: Office
     seen: frozenset[int]
 
@@ -172,29 +178,30 @@ class _View:
     def first(*calls: Call | None) -> Call:
         return next(call for call in calls if call is not None)
 
-    # lookups: None where the row's id is known
+    # lookups: None where the row's id is known, or cannot be looked up
 
-    def knows(self, row: Row) -> bool:
-        return row.id in self.seen or row.id in self.scene.fresh
+    def _look(self, row: Row, tool: str, argument: str, value: str) -> Call | None:
+        known = row.id in self.seen or row.id in self.scene.fresh
+        return None if known or tool not in self.tools else (tool, {argument: value})
 
     def contact(self, name: str) -> Contact | None:
         return next((row for row in self.office.contacts if row.name == name), None)
 
     def find_contact(self, row: Contact) -> Call | None:
-        return None if self.knows(row) else ("find_contact", {"name": row.name.split()[0]})
+        return self._look(row, "find_contact", "name", row.name.split()[0])
 
     def find_file(self, row: File) -> Call | None:
-        return None if self.knows(row) else ("find_file", {"name": row.name})
+        return self._look(row, "find_file", "name", row.name)
 
     def find_event(self, row: Event) -> Call | None:
-        return None if self.knows(row) else ("find_event", {"title": row.title})
+        return self._look(row, "find_event", "title", row.title)
 
     def find_order(self, row: Order) -> Call | None:
-        return None if self.knows(row) else ("find_order", {"item": row.item})
+        return self._look(row, "find_order", "item", row.item)
 
     def find_booking(self, row: Booking) -> Call | None:
         trip = self.scene.trip(row.trip)
-        return None if self.knows(row) or trip is None else ("find_booking", {"city": trip.city})
+        return self._look(row, "find_booking", "city", trip.city) if trip is not None else None
 
 
 # ---- what makes a fact stand -----------------------------------------------------------------------------------------

@@ -77,6 +77,7 @@ class Task:
     requests: tuple[Request, ...]
     required: tuple[Office, ...]
     tools: tuple[str, ...]  # in a fixed order, distractors not among them
+    template: tuple[str, ...]  # kind and wording of each request
     gone: str = ""  # the tool that a request would need and that there is not
 
 
@@ -172,6 +173,10 @@ class _Plan:
     wordings: tuple[int, ...]
     special: int = -1
 
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return tuple(f"{kind} {wording}" for kind, wording in zip(self.kinds, self.wordings, strict=True))
+
 
 def _draw_plan(draw: Draw, name: TaskName) -> _Plan | None:
     """A plan whose template belongs to the split, or None."""
@@ -195,8 +200,7 @@ def _draw_plan(draw: Draw, name: TaskName) -> _Plan | None:
 def _template_split(plan: _Plan) -> str:
     if len(plan.kinds) == 1:
         return tuple(SIZES)[plan.wordings[0]]
-    steps = (f"{kind} {wording}" for kind, wording in zip(plan.kinds, plan.wordings, strict=True))
-    return split_of(f"{SALT}: {', '.join(steps)}")
+    return split_of(f"{SALT}: {', '.join(plan.steps)}")
 
 
 def _fill(draw: Draw, name: TaskName, task_id: str, plan: _Plan) -> Task | None:
@@ -222,7 +226,16 @@ def _fill(draw: Draw, name: TaskName, task_id: str, plan: _Plan) -> Task | None:
         return None
     requests[0] = replace(requests[0], text=f"Day {scene.today}. {requests[0].text}")
     gone = KINDS[plan.kinds[plan.special]].sole if name.family == "missing" else ""
-    return Task(task_id, scene, office, tuple(requests), tuple(required), _tools(plan, gone), gone)
+    return Task(
+        id=task_id,
+        scene=scene,
+        office=office,
+        requests=tuple(requests),
+        required=tuple(required),
+        tools=_tools(plan, gone),
+        template=plan.steps,
+        gone=gone,
+    )
 
 
 def _messages(special: str, kind: Kind, wording: int, drawn: Drawn) -> list[Request]:
