@@ -9,6 +9,7 @@ ENTRY_POINTS = {
     "trace_gym/Math-v0": "trace_gym.envs.math.env:MathEnv",
     "trace_gym/Relay-v0": "trace_gym.envs.relay.env:RelayEnv",
     "trace_gym/SearchQA-v0": "trace_gym.envs.search_qa.env:SearchQAEnv",
+    "trace_gym/ToolAPI-v0": "trace_gym.envs.tool_api.env:ToolAPIEnv",
 }
 
 for env_id, entry_point in ENTRY_POINTS.items():
