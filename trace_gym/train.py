@@ -114,6 +114,8 @@ def _grow(s: _Session, step: int, left: Budget) -> StepContext:
     with s.ledger.timed("plant"):
         pool = _pool(s.context, s.config.rollout.prompts_per_step, step)
         ctx = plant_trees(s.actor.env, pool, s.actor.renderer, s.context, step, left)
+    for task, reason in ctx.unplanted.items():
+        s.observer.note(f"step {step}: task {task} left out: {reason}")
     return grow_trees(
         s.algorithm,
         ctx,
@@ -256,6 +258,7 @@ def _metrics(ctx: StepContext, s: _Session, start: float) -> Metrics:
         "unscored": float(sum(len(tree.leaves()) for tree in trees) - len(outcomes)),
         "rollouts": float(len(outcomes)),
         "refused": float(ctx.refused),
+        "unplanted": float(len(ctx.unplanted)),
         "tokens_per_s": spent.policy_tokens / seconds,
         "seconds": seconds,
         "budget_used": _used(s, ctx.step),
