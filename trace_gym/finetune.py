@@ -57,6 +57,7 @@ class Learner:
             temperature=temperature,
             autocast=self.autocast,
             checkpointing=self.settings.gradient_checkpointing,
+            share_prefix=self.settings.share_prefix,
         )
 
     def reference(self, temperature: float) -> Policy:
