@@ -26,7 +26,7 @@ from trace_gym.observer import Observer, Silent
 from trace_gym.pack import Row
 from trace_gym.render import ChatRenderer, Renderer
 from trace_gym.seeding import derive_seed, keyed_rng
-from trace_gym.tiny import make_model, make_tokenizer, save
+from trace_gym.tiny import make_model, make_tokenizer, save, writing
 from trace_gym.update import Updater, warm_up_and_decay
 
 if TYPE_CHECKING:
@@ -210,7 +210,8 @@ def _successes(demos: Sequence[Demonstration], observer: Observer) -> float:
 
 
 def _tell(out: Path, about: Mapping[str, object]) -> None:
-    (out / "warmup.json").write_text(json.dumps(about, indent=1))
+    with writing(out):
+        (out / "warmup.json").write_text(json.dumps(about, indent=1))
 
 
 def _demonstrations(env: ForkableEnv[Any], count: int, seed: int) -> list[Demonstration]:
