@@ -170,7 +170,13 @@ def test_a_folder_that_nobody_may_write_into(policy: Path, unwritable: Path) -> 
         ("warmup", "--out", str(unwritable / "policy"), "--steps", "1"),
         ("warmup", "--from", str(policy), "--out", str(unwritable / "policy"), "--steps", "1"),
         ("demo", "--out", str(unwritable / "demo")),
-        ("train", f"policy.path={policy}", f"out={unwritable / 'deep' / 'runs'}"),
+        (
+            "train",
+            f"policy.path={policy}",
+            f"out={unwritable / 'deep' / 'runs'}",
+            "budget.steps=1",
+            "eval.tasks=0",
+        ),
     ):
         done = CliRunner().invoke(app, list(words))
         assert done.exit_code == 1 and done.stderr.startswith("error: cannot "), (

@@ -100,8 +100,8 @@ class Policy:
         self._checkpointed = _checkpointed_layers(model) if checkpointing else []
         self._head_only = _head_is_last(model, self.device)
         self._shares = share_prefix
-        if share_prefix and (checkpointing or not self._head_only):
-            reason = "gradient checkpointing" if checkpointing else f"{type(model).__name__}"
+        if share_prefix and (checkpointing or not self._head_only or not self._sharing_is_right()):
+            reason = "gradient checkpointing" if checkpointing else type(model).__name__
             raise ConfigError(f"policy.share_prefix cannot be used with {reason}: leave it false")
 
     def logprobs(self, tokens: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -122,15 +122,32 @@ class Policy:
         """Logits [n, V] after the n wanted positions of [B, T]."""
         if not self._head_only:
             return self.model(input_ids=tokens, use_cache=False).logits[wanted]  # type: ignore[no-any-return]
-        base, start = self.model.base_model, _shared(tokens, wanted) if self._shares else 0
-        if start < WORTH_SHARING:
-            hidden = base(input_ids=tokens, use_cache=False).last_hidden_state[wanted]
-        else:
-            past = base(input_ids=tokens[:1, :start], use_cache=True).past_key_values
-            past.batch_repeat_interleave(len(tokens))
-            rest = base(input_ids=tokens[:, start:], past_key_values=past, use_cache=True)
-            hidden = rest.last_hidden_state[wanted[:, start:]]
+        start = _shared(tokens, wanted) if self._shares else 0
+        start = start if start >= WORTH_SHARING else 0
+        hidden = self._hidden(tokens, start)[wanted[:, start:]]
         return self.model.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
+
+    def _hidden(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
+        """Last hidden states [B, T - start, d] from column `start` on, before which all rows are alike."""
+        base = self.model.base_model
+        if start == 0:
+            return base(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+        past = base(input_ids=tokens[:1, :start], use_cache=True).past_key_values
+        past.batch_repeat_interleave(len(tokens))
+        rest = base(input_ids=tokens[:, start:], past_key_values=past, use_cache=True)
+        return rest.last_hidden_state  # type: ignore[no-any-return]
+
+    def _sharing_is_right(self) -> bool:
+        """Whether this model's cache can stand for several rows: tried out, within the rounding of half precision."""
+        size = self.model.get_input_embeddings().weight.shape[0]
+        tokens = torch.arange(8, device=self.device).repeat(2, 1)
+        tokens[1, 4:] += 1
+        try:
+            with torch.no_grad():
+                whole, parts = self._hidden(tokens % size, 0)[:, 4:], self._hidden(tokens % size, 4)
+        except Exception:  # a cache without such a method, or none at all
+            return False
+        return bool((whole - parts).abs().max() <= 0.1 * whole.abs().max())
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)

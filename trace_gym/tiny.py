@@ -13,6 +13,7 @@ import json
 import re
 import secrets
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -39,7 +40,16 @@ from transformers.utils import logging
 from trace_gym.chat import BARE
 from trace_gym.errors import ConfigError, RunError
 
-__all__ = ["MAX_POSITIONS", "load_policy_folder", "make_model", "make_tokenizer", "quiet", "save", "writing"]
+__all__ = [
+    "MAX_POSITIONS",
+    "check_place",
+    "load_policy_folder",
+    "make_model",
+    "make_tokenizer",
+    "quiet",
+    "save",
+    "writing",
+]
 
 MAX_POSITIONS = 1024
 HUB_TIMEOUT_S = 5.0
@@ -146,10 +156,20 @@ def save(folder: Path | str, model: PreTrainedModel, tokenizer: PreTrainedTokeni
     Raises `ConfigError` when `folder` holds anything that is not a policy, `RunError` when the disk refuses.
     """
     folder = Path(folder).absolute()
+    check_place(folder)
+    with writing(folder):
+        _save_beside(folder, model, tokenizer)
+
+
+def check_place(folder: Path | str) -> None:
+    """Raise what `save` would, as far as it can be known: worth asking before minutes of training."""
+    folder = Path(folder).absolute()
     if folder.exists() and not _replaceable(folder):
         raise ConfigError(f"{folder} exists and is no policy folder; name another or remove it")
     with writing(folder):
-        _save_beside(folder, model, tokenizer)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent):
+            pass
 
 
 @contextmanager
@@ -163,7 +183,6 @@ def writing(place: Path) -> Iterator[None]:
 
 
 def _save_beside(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
     mark = secrets.token_hex(4)
     fresh, old = (folder.with_name(f".{folder.name}.{mark}.{kind}") for kind in ("new", "old"))
     try:

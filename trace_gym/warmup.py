@@ -26,7 +26,7 @@ from trace_gym.observer import Observer, Silent
 from trace_gym.pack import Row
 from trace_gym.render import ChatRenderer, Renderer
 from trace_gym.seeding import derive_seed, keyed_rng
-from trace_gym.tiny import make_model, make_tokenizer, save, writing
+from trace_gym.tiny import check_place, make_model, make_tokenizer, save, writing
 from trace_gym.update import Updater, warm_up_and_decay
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def warmup(
     observer: Observer | None = None,
 ) -> dict[str, float]:
     """Make tokenizer and model from demonstrations on the training split and save them in `out`; returns metrics."""
+    check_place(out)
     observer = observer or Silent()
     demos = _demonstrations(env, demonstrations, seed)
     rate = _successes(demos, observer)
@@ -158,6 +159,7 @@ def cold_start(
     What learns is what `policy` says, every weight or adapters; `out` gets a plain folder with adapters merged. `lr` is
     1e-4 for weights and 1e-3 for adapters unless given. Returns metrics. Raises `ConfigError` for a policy that cannot be had.
     """
+    check_place(out)
     observer = observer or Silent()
     if lr is None:
         lr = LR_ADAPTERS if policy.lora.rank else LR_WEIGHTS

@@ -56,7 +56,7 @@ def _for_people(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name in TRAINING_PACKAGES:
         return f"this command needs {error.name}, which is not installed: pip install 'trace-gym[train]'"
     if isinstance(error, OSError) and error.errno in DISK_REFUSES:
-        return f"cannot write {error.filename or 'to the disk'}: {error.strerror}"
+        return f"cannot use {error.filename or 'the disk'}: {error.strerror}"
     return None
 
 

@@ -26,10 +26,8 @@ __all__ = ["evaluate_command", "train_command", "warmup_command"]
 
 DEFAULT_ENV = EnvConfig().id
 DEFAULT_EVAL = EvalConfig()
-WARMUP_STEPS, COLD_START_STEPS = (
-    900,
-    32,
-)  # as in trace_gym.warmup, which loads torch: too slow for a help text
+# As in trace_gym.warmup, which loads torch: too slow for a help text.
+WARMUP_STEPS, COLD_START_STEPS = 900, 32
 
 
 @app.command("warmup")
