@@ -8,7 +8,7 @@ EXTRAS ?= train,data,models,dev
 BIN := .venv/bin
 STAMP := .venv/.made
 
-.PHONY: .venv demo test check fmt gpu-check clean
+.PHONY: .venv demo test test-wheel check fmt gpu-check clean
 
 .venv: $(STAMP)
 
@@ -24,6 +24,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-wheel: $(STAMP)
+	.ci/test-wheel
 
 gpu-check: $(STAMP)
 	$(BIN)/python -m pytest -m gpu

@@ -109,10 +109,10 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 
 
 def test_help_tells_the_defaults() -> None:
-    from trace_gym.warmup import warmup
+    from trace_gym.warmup import cold_start, warmup
 
-    steps = inspect.signature(warmup).parameters["steps"].default
-    assert f"default: {steps}." in run("warmup", "--help").stdout
+    steps, cold = (inspect.signature(f).parameters["steps"].default for f in (warmup, cold_start))
+    assert f"default: {steps}, with --from {cold}." in " ".join(run("warmup", "--help").stdout.split())
     text = " ".join(run("eval", "--help").stdout.split())
     assert "or 256." in text and "or 1." in text and "or 0." in text and "rollout.max_tokens=128" in text
 
@@ -273,7 +273,7 @@ def test_warmup_passes_environment_seed_and_steps_on(fake: Fake, tmp_path: Path)
         calls.append({"out": out, "env": env, "seed": seed, "steps": steps})
         return {"loss": 0.5}
 
-    fake("trace_gym.warmup", warmup=warmup)
+    fake("trace_gym.warmup", warmup=warmup, cold_start=None)
     out = tmp_path / "policy"
     assert run("warmup", "--out", str(out)).exit_code == 0
     result = run("warmup", "--out", str(out), "--option", "difficulty=2", "--seed", "3", "--steps", "7")
@@ -281,6 +281,42 @@ def test_warmup_passes_environment_seed_and_steps_on(fake: Fake, tmp_path: Path)
     assert f"trace-gym train policy.path={out}" in result.stdout and "loss 0.5" in result.stdout
     assert [(c["seed"], c["steps"]) for c in calls] == [(0, 9), (3, 7)]
     assert calls[1]["out"] == out and calls[1]["env"].spec.kwargs == {"difficulty": 2}
+
+
+def test_warmup_teaches_a_policy_that_exists(fake: Fake, tmp_path: Path) -> None:
+    calls: list[Call] = []
+
+    def cold_start(out: Path, **given: Any) -> dict[str, float]:
+        calls.append({"out": out, **given})
+        return {"loss": 0.5}
+
+    fake("trace_gym.warmup", warmup=None, cold_start=cold_start)
+    out = tmp_path / "taught"
+    words = (
+        "--from",
+        "smollm2-135m",
+        "--set",
+        "policy.lora.rank=16",
+        "--option",
+        "difficulty=1",
+        "--steps",
+        "7",
+    )
+    result = run("warmup", "--out", str(out), *words)
+    assert result.exit_code == 0, result.output
+    [call] = calls
+    assert (call["out"], call["seed"], call["steps"]) == (out, 0, 7)
+    assert (call["policy"].path, call["policy"].lora.rank) == ("smollm2-135m", 16)
+    assert call["env"].spec.kwargs == {"difficulty": 1}
+
+
+def test_settings_of_warmup_are_those_of_a_policy_to_teach(fake: Fake) -> None:
+    assert "name it with --from" in one_line("warmup", "--set", "policy.lora.rank=16")
+    refused = one_line("warmup", "--from", "policy", "--set", "optim.lr=1e-3")
+    assert "--set optim.lr=1e-3: warm-up reads settings of policy alone" in refused
+    assert "did you mean 'policy.lora.rank'" in one_line(
+        "warmup", "--from", "policy", "--set", "policy.lora.rnk=1"
+    )
 
 
 def test_warmup_refuses_an_unknown_environment(fake: Fake) -> None:

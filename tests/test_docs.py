@@ -60,6 +60,7 @@ def test_the_readmes_algorithm_is_the_guides_and_runs_from_the_folder_it_stands_
     assert done.returncode == 0 and "  rollouts: 8" in done.stdout, done.stderr
 
 
+@pytest.mark.checkout
 def test_links_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert {"docs/runs.md", "examples/"} <= set(links)

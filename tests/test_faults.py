@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.walk import Walk, WalkEnv, random_walk, walker
+from tests.support.walk import RENDERER, Walk, WalkEnv, random_walk, walker
 from tests.test_rollout import Star, grow, unscored
-from trace_gym.algorithm import StepContext
+from trace_gym.algorithm import RunContext, StepContext
 from trace_gym.engine import Completion, ScriptedEngine
 from trace_gym.env import Turn
-from trace_gym.errors import EngineError
-from trace_gym.ledger import Cost, Ledger
-from trace_gym.rollout import RolloutSettings
+from trace_gym.errors import EngineError, EnvironmentContractError
+from trace_gym.evaluate import Evaluation, evaluate
+from trace_gym.ledger import Budget, Cost, Ledger
+from trace_gym.observer import Silent
+from trace_gym.render import PlainRenderer
+from trace_gym.rollout import RolloutSettings, grow_trees, plant_trees
 
 QUICK = RolloutSettings(max_tokens=16, threads=2, env_deadline_s=0.2, turn_deadline_s=0.3)
 
@@ -58,6 +61,15 @@ def leave(result: Any) -> Any:
     raise SystemExit(3)
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def unspeakable(result: Any) -> Any:
+    raise Unspeakable
+
+
 ENVIRONMENT_FAULTS = {
     "raises": (boom, "failed", "RuntimeError: the ground opened"),
     "asks the process to exit": (leave, "failed", "SystemExit"),
@@ -69,6 +81,9 @@ ENVIRONMENT_FAULTS = {
     "reward is text": (lambda r: (r[0], "1", *r[2:]), "failed", "the reward is '1'"),
     "info is missing": (lambda r: (*r[:4], None), "failed", "info"),
     "info has no role": (lambda r: (*r[:4], {}), "failed", "role"),
+    "terminated is text": (lambda r: (*r[:2], "False", *r[3:]), "failed", "terminated is 'False'"),
+    "success is text": (lambda r: (*r[:4], r[4] | {"success": "no"}), "failed", "info['success'] is 'no'"),
+    "the error cannot be told": (unspeakable, "failed", "Unspeakable: no message"),
 }
 
 
@@ -84,6 +99,117 @@ def test_environment(fault: str) -> None:
     assert broken and {node.status for node in broken} == {status}
     assert all(reason in node.reason for node in broken)
     assert any(tree.outcomes() for tree in ctx.trees.values())
+    healthy(ctx, ledger)
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "reason"), [(boom, "failed", "opened"), (hang, "censored", "no answer")]
+)
+def test_forks_that_break_or_hang(fault: Callable[[Any], Any], status: str, reason: str) -> None:
+    """A fork may start a process or replay an episode somewhere else: it is a call like any other."""
+
+    class Unforkable(WalkEnv):
+        forks = 0
+
+        def fork(self) -> Any:
+            self.forks += 1
+            return fault(super().fork()) if self.forks % 3 == 0 else super().fork()
+
+    ledger = Ledger()
+    engine = ScriptedEngine(walker(lambda rng: "stop" if rng.random() < 0.3 else "+"))
+    ctx = grow(Star(), engine, env=Unforkable(), settings=QUICK, ledger=ledger)
+    broken = unscored(ctx.trees)
+    assert broken and all(node.status == status and reason in node.reason for node in broken)
+    assert any(tree.outcomes() for tree in ctx.trees.values())
+    healthy(ctx, ledger)
+
+
+class Closed(WalkEnv):
+    """Some tasks cannot begin."""
+
+    closed: tuple[str, ...] = ("2",)
+
+    def begin(self, task_id: str, rng: np.random.Generator) -> Any:
+        if task_id in self.closed:
+            raise OSError("the gate is shut")
+        return super().begin(task_id, rng)
+
+
+def test_a_task_that_cannot_begin_is_left_out_and_told() -> None:
+    ledger = Ledger()
+    ctx = grow(Star(), ScriptedEngine(walker(random_walk)), env=Closed(), ledger=ledger)
+    assert ctx.pool == ("1", "3") and ctx.unplanted == {"2": "environment: OSError: the gate is shut"}
+    assert not unscored(ctx.trees) and all(len(tree.outcomes()) == 4 for tree in ctx.trees.values())
+    healthy(ctx, ledger)
+
+
+def test_an_evaluation_counts_what_could_not_begin_as_unscored() -> None:
+    notes: list[str] = []
+
+    class Listening(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    def measure(env: WalkEnv) -> Evaluation:
+        engine = ScriptedEngine(walker(lambda rng: "stop"))
+        return evaluate(
+            env,
+            ("1", "2", "3"),
+            engine=engine,
+            renderer=RENDERER,
+            settings=QUICK,
+            draws=2,
+            observer=Listening(),
+        )
+
+    whole, part = measure(WalkEnv()), measure(Closed())
+    assert (whole.tasks, whole.rollouts, whole.unscored) == (3, 6, 0)
+    assert (part.tasks, part.rollouts, part.unscored) == (3, 6, 2)
+    assert notes == ["task 2 left out: environment: OSError: the gate is shut"]
+
+
+def test_where_no_task_can_begin_or_the_first_hangs_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class AllClosed(Closed):
+        closed = ("1", "2", "3")
+
+    with pytest.raises(EnvironmentContractError, match=r"^no task could begin \(environment: OSError"):
+        grow(Star(), env=AllClosed())
+
+    class Slow(WalkEnv):
+        def begin(self, task_id: str, rng: np.random.Generator) -> Any:
+            return hang(super().begin(task_id, rng))
+
+    monkeypatch.setattr("trace_gym.rollout.RESET_DEADLINE_S", 0.1)
+    with pytest.raises(EnvironmentContractError, match=r"reset of task '1' gave no answer within 0.1 s"):
+        grow(Star(), env=Slow())
+
+
+class Mute(PlainRenderer):
+    """Cannot show what holds `at 2`, nor read what holds `?`."""
+
+    def delta(self, observation: str, *, role: str, closed: bool) -> Any:
+        if "at 2" in observation:
+            raise UnicodeError("no such letter")
+        return super().delta(observation, role=role, closed=closed)
+
+    def action(self, tokens: Any) -> str:
+        if "?" in super().action(tokens):
+            raise OverflowError("no such token")
+        return super().action(tokens)
+
+
+def test_text_that_can_be_neither_shown_nor_read() -> None:
+    env, ledger, run = WalkEnv(), Ledger(), RunContext(seed=0, tasks=("1", "2", "3"))
+    ctx = plant_trees(env, run.tasks, Mute(), run, 0, Budget())
+    grow_trees(
+        Star(), ctx, engine=ScriptedEngine(walker(random_walk)), renderer=Mute(), env=env, settings=QUICK,
+        ledger=ledger,
+    )  # fmt: skip
+    reasons = {node.reason for node in unscored(ctx.trees)}
+    assert reasons == {
+        "environment: its answer cannot be shown: UnicodeError: no such letter",
+        "engine: the engine returned tokens that cannot be read (OverflowError: no such token)",
+    }
     healthy(ctx, ledger)
 
 
@@ -106,6 +232,11 @@ ENGINE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "aborted by the engine": ({"finish": "aborted"}, "aborted"),
     "no tokens": ({"tokens": np.zeros(0, np.int32), "logprobs": np.zeros(0, np.float32)}, "no token"),
     "log-probs missing": ({"logprobs": np.zeros(0, np.float32)}, "with 0 log-probs"),
+    "more tokens than asked for": (
+        {"tokens": np.full(17, 43, np.int32), "logprobs": np.zeros(17, np.float32)},
+        "17 tokens where at most 16",
+    ),
+    "no such token": ({"tokens": np.full(2, -1, np.int32), "logprobs": np.zeros(2, np.float32)}, "below 0"),
     "log-prob nan": ({"logprobs": np.full(2, np.nan, np.float32)}, "not finite"),
 }
 
@@ -138,15 +269,16 @@ def test_an_engine_that_answers_what_nobody_asked() -> None:
     healthy(ctx, ledger)
 
 
+@pytest.mark.parametrize("error", [EngineError, ConnectionError])
 @pytest.mark.parametrize("method", ["submit", "poll"])
-def test_an_engine_that_dies_in_the_middle(method: str) -> None:
+def test_an_engine_that_dies_in_the_middle(method: str, error: type[Exception]) -> None:
     class Dying(ScriptedEngine):
         calls = 0
 
         def _count(self) -> None:
             self.calls += 1
             if self.calls > 9:
-                raise EngineError("the engine's process is gone")
+                raise error("the engine's process is gone")
 
         def submit(self, request: Any) -> int:
             if method == "submit":
@@ -165,14 +297,17 @@ def test_an_engine_that_dies_in_the_middle(method: str) -> None:
 
 
 def test_an_engine_that_falls_silent() -> None:
-    class Silent(ScriptedEngine):
+    class Quiet(ScriptedEngine):
         def poll(self, timeout_s: float) -> list[Completion]:
             time.sleep(min(timeout_s, 0.01))
             return []
 
+        def abort(self, request_id: int) -> None:
+            raise ConnectionError("nobody is there")
+
     ledger = Ledger()
     start = time.monotonic()
-    ctx = grow(Star(), Silent(walker(random_walk)), settings=QUICK, ledger=ledger)
+    ctx = grow(Star(), Quiet(walker(random_walk)), settings=QUICK, ledger=ledger)
     assert time.monotonic() - start < 5
     assert {node.status for node in unscored(ctx.trees)} == {"censored"}
     healthy(ctx, ledger)

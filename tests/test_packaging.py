@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+pytestmark = pytest.mark.checkout  # what is packed, not what came out
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("envs", "algorithms", "benchmarks")  # at the top in a checkout, under trace_gym when installed
 NOT_SHIPPED = "benchmarks/results/"

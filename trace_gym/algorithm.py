@@ -84,6 +84,7 @@ class StepContext:
     purse: Purse = field(default_factory=lambda: Purse(Budget()))
     idle: tuple[str, ...] = ()  # trees whose last planned rollout has just ended, in pool order
     refused: int = 0  # planned rollouts that the budget no longer covered
+    unplanted: dict[str, str] = field(default_factory=dict)  # tasks that could not begin, and why
     oracle: Oracle | None = None  # where there is one; what it costs is never billed
 
     @property

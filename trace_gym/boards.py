@@ -28,7 +28,10 @@ class Boards:
         if tensorboard and importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+            try:
+                self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+            except Exception as error:
+                self._off(first_step, error)
         if wandb:
             if importlib.util.find_spec("wandb") is None:
                 raise ConfigError("log.wandb is set, but wandb is not installed: pip install wandb")
@@ -48,12 +51,17 @@ class Boards:
             if self._wandb is not None:
                 self._wandb.log(numbers, step=step)
         except Exception as error:  # each dashboard raises its own
-            self._note(f"dashboards are off from step {step}: {type(error).__name__}: {error}")
-            self._writer = self._wandb = None
+            self._off(step, error)
 
     def close(self) -> None:
         """Flush and let go."""
-        if self._writer is not None:
-            self._writer.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        for finish in (self._writer and self._writer.close, self._wandb and self._wandb.finish):
+            if finish is not None:
+                try:
+                    finish()
+                except Exception as error:
+                    self._note(f"a dashboard may lack its last rows: {type(error).__name__}: {error}")
+
+    def _off(self, step: int, error: Exception) -> None:
+        self._note(f"dashboards are off from step {step}: {type(error).__name__}: {error}")
+        self._writer = self._wandb = None

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from trace_gym.algorithm import Algorithm
@@ -63,7 +64,7 @@ def save_checkpoint(
         _flush(folder)
         for old in _found(folder)[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
-    except (OSError, RuntimeError) as error:  # safetensors and torch wrap what the disk says
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
         shutil.rmtree(fresh, ignore_errors=True)
         raise RunError(f"cannot write {place}: {error}; what was written before is intact") from error
 
@@ -87,7 +88,7 @@ def load_newest(
             _load_weights(model, load_file(place / "weights.safetensors"))
             updater.optimizer.load_state_dict(torch.load(place / "optimizer.pt", weights_only=True))
             algorithm.load_state_dict(_to_arrays(torch.load(place / "algorithm.pt", weights_only=True)))
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
             raise RunError(f"{place} does not fit this policy and algorithm: {error}") from error
         updater.updates = int(about["updates"])
         ledger.total, ledger.seconds = Cost(**about["total"]), dict(about["seconds"])

@@ -78,6 +78,9 @@ class PolicyConfig(_Section):
     gradient_checkpointing: bool = Field(
         False, description="less memory: layers are computed again in the backward pass"
     )
+    share_prefix: bool = Field(
+        False, description="faster updates: what all rows of a pass begin with is computed once"
+    )
     template_args: Options = Field(
         {}, description="arguments of the chat template, such as {enable_thinking: false}"
     )

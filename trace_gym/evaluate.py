@@ -83,6 +83,7 @@ def evaluate(
     run = RunContext(seed=seed, tasks=tasks)
     ledger = Ledger()
     trees: list[Tree] = []
+    unplanted = 0
     for wave, first in enumerate(range(0, len(tasks), WAVE)):
         ctx = plant_trees(env, tasks[first : first + WAVE], renderer, run, wave, Budget())
         algorithm = _Draws(draws=draws)
@@ -97,7 +98,17 @@ def evaluate(
             progress=lambda ctx: observer.progress(ctx, ledger),
         )
         trees += ctx.trees.values()
-    return replace(summarise(trees), cost=ledger.total)
+        unplanted += len(ctx.unplanted)
+        for task, reason in ctx.unplanted.items():
+            observer.note(f"task {task} left out: {reason}")
+    found, lost = summarise(trees), unplanted * draws
+    return replace(
+        found,
+        tasks=found.tasks + unplanted,
+        rollouts=found.rollouts + lost,
+        unscored=found.unscored + lost,
+        cost=ledger.total,
+    )
 
 
 def evaluate_actor(

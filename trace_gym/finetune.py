@@ -25,7 +25,7 @@ from trace_gym.config import LoraConfig, PolicyConfig
 from trace_gym.errors import ConfigError
 from trace_gym.models import resolve
 from trace_gym.policy import Policy, pick_device
-from trace_gym.tiny import load_policy_folder, save
+from trace_gym.tiny import load_policy_folder, save, writing
 
 __all__ = ["Learner", "load_frozen", "load_learner"]
 
@@ -58,6 +58,7 @@ class Learner:
             temperature=temperature,
             autocast=self.autocast,
             checkpointing=self.settings.gradient_checkpointing,
+            share_prefix=self.settings.share_prefix,
         )
 
     def reference(self, temperature: float) -> Policy:
@@ -72,15 +73,16 @@ class Learner:
         save(folder, self.model if self.adapted is None else _merged(self.model), tokenizer)
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapters as peft keeps them; nothing where there are none."""
+        """Write the adapters as peft keeps them; nothing where there are none. Raises `RunError` when the disk refuses."""
         if self.adapted is None:
             return
         fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
         try:
-            # By default peft asks the hub whether the base model has the same embeddings.
-            self.adapted.save_pretrained(fresh, save_embedding_layers=False)
-            shutil.rmtree(folder, ignore_errors=True)
-            fresh.rename(folder)
+            with writing(folder):
+                # By default peft asks the hub whether the base model has the same embeddings.
+                self.adapted.save_pretrained(fresh, save_embedding_layers=False)
+                shutil.rmtree(folder, ignore_errors=True)
+                fresh.rename(folder)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 

@@ -2,7 +2,8 @@
 
 Invariants: log-probs are those of the distribution the engine samples from (logits divided by the same temperature);
 padding is masked by length, never by token id (the pad token may be the end-of-turn token); the output head runs only
-where a log-prob is needed, unless the model does something to its hidden states or logits besides.
+where a log-prob is needed, unless the model does something to its hidden states or logits besides. Where asked to, what all
+rows of a pass begin with (instructions, tools, a group's prompt) is computed once, forwards and backwards.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from trace_gym.errors import ConfigError
 from trace_gym.pack import Row
 
 __all__ = ["Policy", "TensorBatch", "micro_batches", "pick_device"]
+
+WORTH_SHARING = 16  # tokens: a second pass has its cost too
 
 
 def pick_device(name: str) -> torch.device:
@@ -77,7 +80,8 @@ class Policy:
     """A causal language model and how to read log-probs off it.
 
     `autocast` is the precision of forward passes where it is not the weights' own. `checkpointing` keeps the layers' inputs
-    only and computes the layers again in the backward pass; `ConfigError` for a model that cannot.
+    only and computes the layers again in the backward pass; `share_prefix` computes what all rows begin with once, its keys
+    and values standing for every row's. `ConfigError` for a model that cannot.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Policy:
         temperature: float = 1.0,
         autocast: torch.dtype | None = None,
         checkpointing: bool = False,
+        share_prefix: bool = False,
     ) -> None:
         self.model = model
         self.temperature = temperature
@@ -94,6 +99,10 @@ class Policy:
         self.device = next(model.parameters()).device
         self._checkpointed = _checkpointed_layers(model) if checkpointing else []
         self._head_only = _head_is_last(model, self.device)
+        self._shares = share_prefix
+        if share_prefix and (checkpointing or not self._head_only or not self._sharing_is_right()):
+            reason = "gradient checkpointing" if checkpointing else type(model).__name__
+            raise ConfigError(f"policy.share_prefix cannot be used with {reason}: leave it false")
 
     def logprobs(self, tokens: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Log-prob of each token given those before it, [B, T]; 0 where `wanted` [B, T] is False (token 0 must be).
@@ -113,8 +122,32 @@ class Policy:
         """Logits [n, V] after the n wanted positions of [B, T]."""
         if not self._head_only:
             return self.model(input_ids=tokens, use_cache=False).logits[wanted]  # type: ignore[no-any-return]
-        hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-        return self.model.get_output_embeddings()(hidden[wanted])  # type: ignore[no-any-return]
+        start = _shared(tokens, wanted) if self._shares else 0
+        start = start if start >= WORTH_SHARING else 0
+        hidden = self._hidden(tokens, start)[wanted[:, start:]]
+        return self.model.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
+
+    def _hidden(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
+        """Last hidden states [B, T - start, d] from column `start` on, before which all rows are alike."""
+        base = self.model.base_model
+        if start == 0:
+            return base(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+        past = base(input_ids=tokens[:1, :start], use_cache=True).past_key_values
+        past.batch_repeat_interleave(len(tokens))
+        rest = base(input_ids=tokens[:, start:], past_key_values=past, use_cache=True)
+        return rest.last_hidden_state  # type: ignore[no-any-return]
+
+    def _sharing_is_right(self) -> bool:
+        """Whether this model's cache can stand for several rows: tried out, within the rounding of half precision."""
+        size = self.model.get_input_embeddings().weight.shape[0]
+        tokens = torch.arange(8, device=self.device).repeat(2, 1)
+        tokens[1, 4:] += 1
+        try:
+            with torch.no_grad():
+                whole, parts = self._hidden(tokens % size, 0)[:, 4:], self._hidden(tokens % size, 4)
+        except Exception:  # a cache without such a method, or none at all
+            return False
+        return bool((whole - parts).abs().max() <= 0.1 * whole.abs().max())
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
@@ -131,6 +164,12 @@ class Policy:
         finally:
             for layer, mode in zip(layers, before, strict=True):
                 layer.training = mode
+
+
+def _shared(tokens: torch.Tensor, wanted: torch.Tensor) -> int:
+    """With how many tokens all rows [B, T] begin alike, before the first whose output is wanted; 0 for a single row."""
+    alike = (tokens == tokens[:1]).all(dim=0) & ~wanted.any(dim=0)
+    return 0 if len(tokens) < 2 else int(alike.long().cumprod(dim=0).sum())
 
 
 def _checkpointed_layers(model: Any) -> list[Any]:

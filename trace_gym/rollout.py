@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ import numpy as np
 from trace_gym.algorithm import Algorithm, Branch, RunContext, StepContext
 from trace_gym.engine import Completion, Engine, IntArray, Request
 from trace_gym.env import ForkableEnv, Snapshot
-from trace_gym.errors import EngineError, EnvironmentContractError, IrreversibleError, PluginError
+from trace_gym.errors import EnvironmentContractError, IrreversibleError, PluginError, TraceGymError
 from trace_gym.ledger import CONTINUATION_UNITS, ROOT_UNITS, Budget, Cost, Ledger, Purse
 from trace_gym.render import Renderer
 from trace_gym.seeding import derive_seed
@@ -36,6 +37,7 @@ from trace_gym.workers import Done, Workers
 __all__ = ["RolloutSettings", "grow_trees", "plant_trees"]
 
 TICK_S = 0.05  # how often deadlines are looked at while nothing happens
+RESET_DEADLINE_S = 300.0  # for beginning a task: an environment may load its data in its first reset
 ABORT_GRACE_S = 1.0  # how long an engine may take to give back a turn that was aborted
 
 
@@ -55,8 +57,9 @@ class RolloutSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What one environment step gave."""
+    """What one environment step gave, and the instance that gave it, which stands where the step led."""
 
+    env: ForkableEnv[Any]
     observation: str
     role: str
     reward: float
@@ -96,17 +99,40 @@ def plant_trees(
 ) -> StepContext:
     """The step's pool: one tree per task, holding its prompt alone. Raises `TaskError` for an unknown task.
 
-    Every rollout of a task starts from this prompt's snapshot, so all of them see the same prompt.
+    Every rollout of a task starts from this prompt's snapshot, so all of them see the same prompt. A task whose `reset`
+    breaks is left out and stands in `unplanted`; where none is left, or `reset` does not answer, `EnvironmentContractError`.
     """
-    trees: dict[str, Tree] = {}
-    for task in tasks:
-        if task in trees:
-            raise PluginError(f"task {task!r} stands twice in one pool; a step grows one tree per task")
-        observation, info = env.reset(seed=derive_seed(run.seed, "reset", step, task), options={"task": task})
-        tokens = renderer.prompt(observation, system=info["system"], tools=info["tools"])
-        prompt = Node.prompt(tokens, observation, env.snapshot(), state_key=env.state_key())
-        trees[task] = Tree(task, [prompt])
-    return StepContext(run=run, step=step, trees=trees, purse=Purse(budget))
+    ctx = StepContext(run=run, step=step, trees={}, purse=Purse(budget))
+    workers: Workers[Tree] = Workers(1)
+    try:
+        for number, task in enumerate(tasks):
+            if task in ctx.trees or task in ctx.unplanted:
+                raise PluginError(f"task {task!r} stands twice in one pool; a step grows one tree per task")
+            seed = derive_seed(run.seed, "reset", step, task)
+            workers.put(number, partial(_plant, env, task, renderer, seed))
+            done = next(iter(workers.take(RESET_DEADLINE_S)), None)
+            if done is None:
+                raise EnvironmentContractError(
+                    f"reset of task {task!r} gave no answer within {RESET_DEADLINE_S:g} s"
+                )
+            if done.result is not None:
+                ctx.trees[task] = done.result
+            elif isinstance(done.error, TraceGymError):
+                raise done.error
+            else:
+                ctx.unplanted[task] = f"environment: {_said(done.error)}"
+    finally:
+        workers.close()
+    if ctx.unplanted and not ctx.trees:
+        raise EnvironmentContractError(f"no task could begin ({next(iter(ctx.unplanted.values()))})")
+    return ctx
+
+
+def _plant(env: ForkableEnv[Any], task: str, renderer: Renderer, seed: int) -> Tree:
+    observation, info = env.reset(seed=seed, options={"task": task})
+    tokens = renderer.prompt(observation, system=info["system"], tools=info["tools"])
+    prompt = Node.prompt(tokens, observation, env.snapshot(), state_key=env.state_key())
+    return Tree(task, [prompt])
 
 
 def grow_trees(
@@ -184,8 +210,12 @@ class _Loop:
         """Leave nothing running, also when the step is interrupted."""
         if not self.engine_error:
             for request_id in self.sampling:
-                self.engine.abort(request_id)
+                self.abort(request_id)
         self.workers.close()
+
+    def abort(self, request_id: int) -> None:
+        with contextlib.suppress(Exception):  # an engine that cannot is found out by its next `poll`
+            self.engine.abort(request_id)
 
     # ---- planning ---------------------------------------------------------------------------------------------------
 
@@ -269,8 +299,8 @@ class _Loop:
         try:
             with self.ledger.timed("engine"):
                 request_id = self.engine.submit(request)
-        except EngineError as error:
-            self.end(rollout, "failed", f"engine: {error}")
+        except Exception as error:  # an engine may be anybody's, and far away
+            self.end(rollout, "failed", f"engine: {_said(error)}")
             return
         self.sampling[request_id] = rollout
 
@@ -284,8 +314,8 @@ class _Loop:
         try:
             with self.ledger.timed("engine"):
                 completions = self.engine.poll(0.001 if len(self.workers) else TICK_S)
-        except EngineError as error:
-            self.engine_error = f"engine: {error}"
+        except Exception as error:
+            self.engine_error = f"engine: {_said(error)}"
             for rollout in list(self.sampling.values()):
                 self.end(rollout, "failed", self.engine_error)
             self.sampling.clear()
@@ -293,27 +323,38 @@ class _Loop:
         for completion in completions:
             asked = self.sampling.pop(completion.request_id, None)
             if asked is not None:  # else it was given up at its deadline
-                self.answer(asked, _checked(completion))
+                self.answer(asked, completion)
 
     def answer(self, rollout: _Rollout, completion: Completion) -> None:
         """Start the environment step that answers a sampled turn."""
-        rollout.completion, rollout.action = completion, self.renderer.action(completion.tokens)
+        completion, rollout.action = self.read(completion)
+        rollout.completion = completion
         if completion.finish in ("error", "aborted"):
             reason = f"engine: {completion.error or 'the request was aborted'}"
             failed = completion.finish == "error"
             self.end(rollout, "failed" if failed else "censored", self.overrun if rollout.late else reason)
             return
-        env = rollout.env = rollout.env or self._spare_env()
+        env = rollout.env or (self.spare_envs.pop() if self.spare_envs else None)
+        rollout.env = None  # until the step has ended well
         start_from, rollout.start_from = rollout.start_from, None
-        action = rollout.action
         noise = self.seed(rollout, "env")
         key = self.jobs
         self.jobs += 1
         self.stepping[key] = rollout
-        self.workers.put(key, lambda: _take_step(env, action, start_from, noise))
+        self.workers.put(
+            key, partial(_take_step, env, self.prototype, rollout.action, start_from=start_from, noise=noise)
+        )
 
-    def _spare_env(self) -> ForkableEnv[Any]:
-        return self.spare_envs.pop() if self.spare_envs else self.prototype.fork()
+    def read(self, completion: Completion) -> tuple[Completion, str]:
+        """The completion and its text; as an error without tokens when they can neither be trained on nor read."""
+        problem = _problem(completion, self.settings.max_tokens)
+        if not problem:
+            try:
+                return completion, self.renderer.action(completion.tokens)
+            except Exception as error:
+                problem = f"tokens that cannot be read ({_said(error)})"
+        broken = replace(completion, tokens=NO_TOKENS, logprobs=NO_LOGPROBS, finish="error")
+        return replace(broken, error=f"the engine returned {problem}"), ""
 
     # ---- the environment's side -------------------------------------------------------------------------------------
 
@@ -333,14 +374,20 @@ class _Loop:
     def _stepped(self, rollout: _Rollout, done: Done[_Step]) -> None:
         self.ledger.add_seconds("env", done.seconds)
         if done.result is None:
-            rollout.env = None  # whatever state it is in, nobody uses it again
-            self.end(rollout, "failed", f"environment: {type(done.error).__name__}: {done.error}")
+            self.end(rollout, "failed", f"environment: {_said(done.error)}")
             return
         step = done.result
+        rollout.env = step.env
         running = step.status == "running"
         assert rollout.completion is not None
         closed = rollout.completion.finish == "stop"
-        shown = self.renderer.delta(step.observation, role=step.role, closed=closed) if running else NO_TOKENS
+        try:
+            shown = (
+                self.renderer.delta(step.observation, role=step.role, closed=closed) if running else NO_TOKENS
+            )
+        except Exception as error:
+            self.end(rollout, "failed", f"environment: its answer cannot be shown: {_said(error)}")
+            return
         node = self._node(rollout, status=step.status, shown=shown, step=step)
         rollout.chain.append(node)
         rollout.completion = None
@@ -432,13 +479,12 @@ class _Loop:
         self.last_check = now
         for key in self.workers.overdue(self.settings.env_deadline_s):
             rollout = self.stepping.pop(key)
-            rollout.env = None  # its thread may still be inside
             self.end(rollout, "censored", f"environment: no answer within {self.settings.env_deadline_s:g} s")
         deadline = self.settings.turn_deadline_s
         for request_id, rollout in list(self.sampling.items()):
             if not rollout.late and now - rollout.since > deadline:
                 rollout.late = True  # what was sampled comes back, is billed and kept
-                self.engine.abort(request_id)
+                self.abort(request_id)
             elif now - rollout.since > deadline + ABORT_GRACE_S:
                 del self.sampling[request_id]
                 self.end(rollout, "censored", self.overrun)
@@ -448,29 +494,34 @@ class _Loop:
         return f"engine: no turn within {self.settings.turn_deadline_s:g} s"
 
 
-def _checked(completion: Completion) -> Completion:
-    """The completion, or the same as an error when its numbers cannot be trained on."""
-    tokens, logprobs = len(completion.tokens), len(completion.logprobs)
+def _problem(completion: Completion, max_tokens: int) -> str:
+    """What is wrong with a completion's numbers; empty where nothing is."""
     if completion.finish in ("error", "aborted"):
-        return completion
+        return ""
+    tokens, logprobs = len(completion.tokens), len(completion.logprobs)
     if tokens != logprobs:
-        problem = f"{tokens} tokens with {logprobs} log-probs"
-    elif tokens == 0:
-        problem = "no token"
-    elif not np.isfinite(completion.logprobs).all():
-        problem = "a log-prob that is not finite"
-    else:
-        return completion
-    return replace(
-        completion,
-        tokens=NO_TOKENS,
-        logprobs=NO_LOGPROBS,
-        finish="error",
-        error=f"the engine returned {problem}",
-    )
+        return f"{tokens} tokens with {logprobs} log-probs"
+    if tokens == 0:
+        return "no token"
+    if tokens > max_tokens:
+        return f"{tokens} tokens where at most {max_tokens} were asked for"
+    if completion.tokens.min() < 0:
+        return "a token id below 0"
+    return "" if np.isfinite(completion.logprobs).all() else "a log-prob that is not finite"
 
 
-def _check_answer(observation: object, reward: object, info: object) -> None:
+def _said(error: BaseException | None) -> str:
+    """An exception of somebody else's code in a line; ours say all in their message."""
+    try:
+        text = " ".join(str(error).split())[:500]
+    except Exception:  # not even that works
+        text = "no message"
+    return text if isinstance(error, TraceGymError) else f"{type(error).__name__}: {text}"
+
+
+def _check_answer(
+    observation: object, reward: object, terminated: object, truncated: object, info: object
+) -> None:
     """Whatever an environment answers enters the record, so what is no answer must fail here and not later."""
     if not isinstance(observation, str):
         raise EnvironmentContractError(f"the observation is a {type(observation).__name__}, not a string")
@@ -478,20 +529,35 @@ def _check_answer(observation: object, reward: object, info: object) -> None:
         raise EnvironmentContractError(f"the reward is {reward!r}, not a finite number")
     if not isinstance(info, dict) or info.get("role") not in ("user", "tool"):
         raise EnvironmentContractError("info['role'] is neither user nor tool")
+    for name, value in (("terminated", terminated), ("truncated", truncated)):
+        if not isinstance(value, bool | np.bool_):
+            raise EnvironmentContractError(f"{name} is {value!r}, neither True nor False")
+    if not isinstance(success := info.get("success"), bool | np.bool_ | None):
+        raise EnvironmentContractError(f"info['success'] is {success!r}, neither True nor False")
 
 
-def _take_step(env: ForkableEnv[Any], action: str, start_from: Snapshot | None, noise: int) -> _Step:
-    """Runs in a worker thread: one environment step, and the state it leads to."""
+def _take_step(
+    env: ForkableEnv[Any] | None,
+    prototype: ForkableEnv[Any],
+    action: str,
+    *,
+    start_from: Snapshot | None,
+    noise: int,
+) -> _Step:
+    """Runs in a worker thread: one environment step, and the state it leads to. Without `env` in a new fork."""
+    env = env or prototype.fork()
     if start_from is not None:
         env.restore(start_from, seed=noise)
     observation, reward, terminated, truncated, info = env.step(action)
-    _check_answer(observation, reward, info)
+    _check_answer(observation, reward, terminated, truncated, info)
     snapshot = None
     if not (terminated or truncated):
         with contextlib.suppress(IrreversibleError):  # the rollout goes on; the node is no anchor
             snapshot = env.snapshot()
     status: Status = "done" if terminated else "truncated" if truncated else "running"
+    success = info.get("success")
     return _Step(
+        env=env,
         observation=observation,
         role=info["role"],
         reward=float(reward),
@@ -499,5 +565,5 @@ def _take_step(env: ForkableEnv[Any], action: str, start_from: Snapshot | None, 
         snapshot=snapshot,
         state_key=env.state_key(),
         format_error=bool(info.get("format_error", False)),
-        success=info.get("success"),
+        success=None if success is None else bool(success),
     )

@@ -122,7 +122,10 @@ class RunFolder:
                 self._rows[name] = rows
         for path in (self.path / "trees").glob("step-*.parquet"):
             if int(path.stem.removeprefix("step-")) >= step:
-                path.unlink()
+                try:
+                    path.unlink()
+                except OSError as error:
+                    raise RunError(f"cannot remove {path}: {error.strerror}") from error
 
     # ---- trees ------------------------------------------------------------------------------------------------------
 

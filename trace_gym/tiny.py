@@ -13,6 +13,7 @@ import json
 import re
 import secrets
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.utils import logging as hub_logging
+from safetensors import SafetensorError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -36,9 +38,18 @@ from transformers import (
 from transformers.utils import logging
 
 from trace_gym.chat import BARE
-from trace_gym.errors import ConfigError
+from trace_gym.errors import ConfigError, RunError
 
-__all__ = ["MAX_POSITIONS", "load_policy_folder", "make_model", "make_tokenizer", "quiet", "save"]
+__all__ = [
+    "MAX_POSITIONS",
+    "check_place",
+    "load_policy_folder",
+    "make_model",
+    "make_tokenizer",
+    "quiet",
+    "save",
+    "writing",
+]
 
 MAX_POSITIONS = 1024
 HUB_TIMEOUT_S = 5.0
@@ -142,12 +153,36 @@ def make_model(
 def save(folder: Path | str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write model and tokenizer to `folder` as a whole, replacing the policy that is there.
 
-    Raises `ConfigError` when `folder` holds anything that is not a policy.
+    Raises `ConfigError` when `folder` holds anything that is not a policy, `RunError` when the disk refuses.
     """
+    folder = Path(folder).absolute()
+    check_place(folder)
+    with writing(folder):
+        _save_beside(folder, model, tokenizer)
+
+
+def check_place(folder: Path | str) -> None:
+    """Raise what `save` would, as far as it can be known: worth asking before minutes of training."""
     folder = Path(folder).absolute()
     if folder.exists() and not _replaceable(folder):
         raise ConfigError(f"{folder} exists and is no policy folder; name another or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent):
+            pass
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """What the disk, or a package that writes to it, says against writing `place` becomes `RunError`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise RunError(f"cannot write {place}: {reason}; what was written before is intact") from error
+
+
+def _save_beside(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     mark = secrets.token_hex(4)
     fresh, old = (folder.with_name(f".{folder.name}.{mark}.{kind}") for kind in ("new", "old"))
     try:

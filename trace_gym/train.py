@@ -1,4 +1,4 @@
-"""The training loop: sample a pool, grow trees, observe, credit, pack, loss, step, load, log. Read `train` top to bottom.
+"""The training loop: sample a pool, grow trees, observe, credit, pack, loss, step, load, log. Read `_run` top to bottom.
 
 Everything random is keyed by (seed, step), so a step depends on the weights and the algorithm's state alone.
 """
@@ -18,7 +18,7 @@ from trace_gym.boards import Boards
 from trace_gym.checkpoint import load_newest, save_checkpoint
 from trace_gym.config import TrainConfig
 from trace_gym.engine import FloatArray
-from trace_gym.errors import ConfigError, EngineError
+from trace_gym.errors import ConfigError, EngineError, RunError
 from trace_gym.evaluate import evaluate_actor, evaluation_row
 from trace_gym.ledger import Budget, Ledger
 from trace_gym.observer import Observer
@@ -62,13 +62,24 @@ def train(
     """Train as `config` says; returns the run's folder with metrics, trees, evaluations and the final policy.
 
     `resume` continues a run from its newest checkpoint; with `deterministic` its metrics equal an uninterrupted run's. When
-    `stop()` turns true the run ends after the present step, with a checkpoint.
+    `stop()` turns true the run ends after the present step, with a checkpoint. Raises `RunError` when the disk refuses.
     """
     s = _prepare(config, observer)
     run = resume or RunFolder.create(
         config.out, config.name, config=config, facts={"device": str(s.actor.device)}
     )
-    first = _resume(run, s) if resume else 0
+    try:
+        _run(s, run, first=_resume(run, s) if resume else 0, stop=stop)
+    except RunError as error:
+        raise RunError(f"{error}; to go on afterwards: trace-gym train --resume {run.path}") from error
+    finally:
+        s.close()
+    return run
+
+
+def _run(s: _Session, run: RunFolder, *, first: int, stop: Callable[[], bool]) -> None:
+    """Everything from step `first` to the final policy, or to the step before which `stop()` is true."""
+    config, observer = s.config, s.observer
     log = config.log
     boards = Boards(
         run.path, tensorboard=log.tensorboard, wandb=log.wandb, first_step=first, note=observer.note
@@ -83,8 +94,7 @@ def train(
             _checkpoint(run, s, step)
             observer.note(f"stopped before step {step}; go on with: trace-gym train --resume {run.path}")
             boards.close()
-            s.close()
-            return run
+            return
         start = time.perf_counter()
         ctx = _grow(s, step, left)
         if not any(len(tree) > 1 for tree in ctx.trees.values()):
@@ -111,8 +121,6 @@ def train(
     s.actor.learner.save(run.policy_folder, s.actor.tokenizer)
     boards.write(run.evals()[-1] if run.evals() else {}, step)
     boards.close()
-    s.close()
-    return run
 
 
 def _grow(s: _Session, step: int, left: Budget) -> StepContext:
@@ -121,6 +129,8 @@ def _grow(s: _Session, step: int, left: Budget) -> StepContext:
         pool = _pool(s.context, s.algorithm.pool or s.config.rollout.prompts_per_step, step)
         ctx = plant_trees(s.actor.env, pool, s.actor.renderer, s.context, step, left)
         ctx.oracle = s.oracle.of(ctx, s.ledger)
+    for task, reason in ctx.unplanted.items():
+        s.observer.note(f"step {step}: task {task} left out: {reason}")
     return grow_trees(
         s.algorithm,
         ctx,
@@ -269,6 +279,7 @@ def _metrics(ctx: StepContext, s: _Session, start: float) -> Metrics:
         "prompts": float(len(trees)),
         "mixed_anchors": float(sum(tree.mixed_anchors() for tree in trees)),
         "refused": float(ctx.refused),
+        "unplanted": float(len(ctx.unplanted)),
         "tokens_per_s": spent.policy_tokens / seconds,
         "seconds": seconds,
         "budget_used": _used(s, ctx.step),

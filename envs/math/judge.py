@@ -8,9 +8,10 @@ r"""Is an answer right? Plain reading first; algebra in processes that can be ki
 4. math-verify on what is left, in a worker process with 1 GiB of memory that is killed after 1 s of processor time
    (which a busy machine does not use up for a right answer) or 10 s by the clock.
 
-The first three take microseconds and start no process. Invariant: an answer can cost its own verdict and nothing
-else. It is never evaluated as code, a killed worker's replacement starts while another, already warm, serves the next
-answer, and no worker outlives this process.
+The first three take microseconds and start no process. Invariants: an answer can cost its own verdict and nothing
+else; it is never evaluated as code, a killed worker's replacement starts while another, already warm, serves the next
+answer, and no worker outlives this process. What befalls a worker is not the answer's fault: where one died, or stood
+still, a second one is asked.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from trace_gym.errors import JudgeError
 
 __all__ = ["Judge", "Verdict", "default_judge"]
 
-Method = Literal["exact", "words", "numbers", "math-verify", "refused", "timeout", "crash"]
+Method = Literal["exact", "words", "numbers", "math-verify", "refused", "timeout", "stalled", "crash"]
 
 STARTUP_S = 60.0
 CLOCK_FACTOR = (
@@ -79,7 +80,7 @@ class Judge:
         weakref.finalize(self, self._pool.close)  # also at exit
 
     def verify(self, gold: str, answer: str) -> Verdict:
-        """Is `answer` right? Raises `JudgeError` only when a worker is needed and cannot be started."""
+        """Is `answer` right? Raises `JudgeError` when a worker is needed and none can be started or gets to run."""
         for text, whose in ((gold, "gold answer"), (answer, "answer")):
             if len(text) > MAX_CHARS:
                 return Verdict(False, "refused", f"the {whose} is longer than {MAX_CHARS} characters")
@@ -125,8 +126,14 @@ class Judge:
         for text, whose in ((gold, "gold answer"), (answer, "answer")):
             if (reason := refusal(text)) is not None:
                 return Verdict(False, "refused", f"the {whose} is not read as mathematics: {reason}")
-        with self._pool.worker() as worker:
-            return worker.judge(gold, answer)
+        for _ in range(2):
+            with self._pool.worker() as worker:
+                verdict = worker.judge(gold, answer)
+            if verdict.method not in ("crash", "stalled"):
+                break
+        if verdict.method == "stalled":
+            raise JudgeError(f"the answer judge {verdict.reason}: is this machine overloaded?")
+        return verdict  # two workers died of it: the answer takes more memory than there is for it
 
 
 # ---- workers ---------------------------------------------------------------------------------------------------
@@ -170,10 +177,15 @@ class _Worker:
         self.judged += 1
         if isinstance(reply, dict) and isinstance(reply.get("equal"), bool) and not late:
             return Verdict(reply["equal"], "math-verify")
-        late = late or self._used_up()
+        used_up = self._used_up()
         self.kill()
-        if late:
+        if used_up or (late and CLOCK_FACTOR == 1):
             return Verdict(False, "timeout", f"not judged within {self.limit_s:g} s")
+        if late:
+            clock_s = self.limit_s * CLOCK_FACTOR
+            return Verdict(
+                False, "stalled", f"got less than {self.limit_s:g} s to think within {clock_s:g} s"
+            )
         return Verdict(False, "crash", "the worker that judged this answer died")
 
     def _used_up(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -25,6 +26,7 @@ TRAINING_PACKAGES = {
     "torch",
     "transformers",
 }
+DISK_REFUSES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -37,7 +39,7 @@ class _Group(TyperGroup):
         except KeyboardInterrupt:
             typer.echo("interrupted; what was written so far is whole", err=True)
             raise typer.Exit(INTERRUPTED) from None
-        except (TraceGymError, ModuleNotFoundError) as error:
+        except (TraceGymError, ModuleNotFoundError, OSError) as error:
             text = _for_people(error)
             if text is None or ctx.meta.get("debug"):
                 raise
@@ -53,6 +55,8 @@ def _for_people(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, ModuleNotFoundError) and error.name in TRAINING_PACKAGES:
         return f"this command needs {error.name}, which is not installed: pip install 'trace-gym[train]'"
+    if isinstance(error, OSError) and error.errno in DISK_REFUSES:
+        return f"cannot use {error.filename or 'the disk'}: {error.strerror}"
     return None
 
 

@@ -26,7 +26,8 @@ __all__ = ["evaluate_command", "train_command", "warmup_command"]
 
 DEFAULT_ENV = EnvConfig().id
 DEFAULT_EVAL = EvalConfig()
-WARMUP_STEPS = 900  # as in trace_gym.warmup, which loads torch: too slow for a help text
+# As in trace_gym.warmup, which loads torch: too slow for a help text.
+WARMUP_STEPS, COLD_START_STEPS = 900, 32
 
 
 @app.command("warmup")
@@ -36,23 +37,39 @@ def warmup_command(
     option: SetOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same policy.")] = 0,
     steps: Annotated[
-        int | None, typer.Option(min=1, help=f"Supervised updates; default: {WARMUP_STEPS}.")
+        int | None,
+        typer.Option(
+            min=1, help=f"Supervised updates; default: {WARMUP_STEPS}, with --from {COLD_START_STEPS}."
+        ),
+    ] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="POLICY", help="Teach this one: a folder, or a name of `trace-gym model list`."
+        ),
+    ] = None,
+    setting_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="With --from: a policy setting of `train`."),
     ] = None,
 ) -> None:
-    """Make a small policy from imperfect demonstrations.
+    """Make a small policy from imperfect demonstrations, or teach them to a pretrained one.
 
     \b
-    Example:  trace-gym warmup --out policy --option difficulty=2
+    Examples:  trace-gym warmup --out policy --option difficulty=2
+               trace-gym warmup --from smollm2-135m --set policy.lora.rank=16 --out policy
     """
-    where = load_config(None, _environment(env, option)).env
-    made = make_env(where.id, where.options)
+    settings = load_config(None, [*_environment(env, option), *_pretrained(pretrained, setting_ or [])])
+    made = make_env(settings.env.id, settings.env.options)
     from trace_gym.display import LiveDisplay
-    from trace_gym.warmup import warmup
+    from trace_gym.warmup import cold_start, warmup
 
+    given = {} if steps is None else {"steps": steps}
     with LiveDisplay() as display:
-        metrics = warmup(
-            out, env=made, seed=seed, observer=display, **({} if steps is None else {"steps": steps})
-        )
+        if pretrained is None:
+            metrics = warmup(out, env=made, seed=seed, observer=display, **given)
+        else:
+            metrics = cold_start(out, policy=settings.policy, env=made, seed=seed, observer=display, **given)
     facts = ", ".join(f"{name} {value:,.3g}" for name, value in metrics.items())
     typer.echo(f"policy in {out} ({facts}); next: trace-gym train policy.path={out}")
 
@@ -221,6 +238,20 @@ def _environment(env: str | None, options: Sequence[str] | None) -> list[str]:
     """Overrides for `--env` and `--option`; another environment does not inherit the options of the run's."""
     chosen = [] if env is None else [setting("env", {"id": env})]
     return chosen + [f"env.options.{option}" for option in options or []]
+
+
+def _pretrained(policy: str | None, settings: Sequence[str]) -> list[str]:
+    """Overrides for `warmup --from`, whose settings are those of the policy."""
+    if policy is None:
+        if settings:
+            raise ConfigError("--set is of a pretrained policy: name it with --from")
+        return []
+    for word in settings:
+        if not word.startswith("policy."):
+            raise ConfigError(
+                f"--set {word}: warm-up reads settings of policy alone, such as policy.lora.rank=16"
+            )
+    return [setting("policy.path", policy), *settings]
 
 
 def _policy_of(path: str) -> tuple[Path | None, list[str]]:

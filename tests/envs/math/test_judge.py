@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -423,8 +424,37 @@ def test_the_clock_ends_what_uses_no_processor(quick: Path) -> None:
         judge.start()
         [pid] = pids_of(judge)
         os.kill(pid, signal.SIGSTOP)
-        assert judge.verify("x + 1", "x + 2").method == "timeout"
+        assert judged(judge)  # by another one
         assert not running(pid)
+
+
+@pytest.mark.parametrize(("number", "method"), [(signal.SIGKILL, "crash"), (signal.SIGSTOP, "stalled")])
+def test_what_befalls_a_worker_is_not_the_answers_fault(
+    quick: Path, monkeypatch: pytest.MonkeyPatch, number: int, method: str
+) -> None:
+    """Killed or stopped from outside once, a right answer is still right; a second time, it is at least not wrong."""
+    hits: list[str] = []
+    judge_once = judge_module._Worker.judge
+
+    def hit(worker: Any, gold: str, answer: str) -> Verdict:
+        if len(hits) < most:
+            os.kill(worker.process.pid, number)
+        hits.append(judge_once(worker, gold, answer).method)
+        return Verdict(hits[-1] == "math-verify", hits[-1], "stood still")  # type: ignore[arg-type]
+
+    monkeypatch.setattr(judge_module._Worker, "judge", hit)
+    with Judge(workers=1, limit_s=0.1) as judge:
+        most = 1
+        assert judge.verify("x + 1", "1 + x").method == "math-verify"
+        assert hits == [method, "math-verify"]
+        hits.clear()
+        most = 2
+        if method == "stalled":
+            with pytest.raises(JudgeError, match="stood still"):
+                judge.verify("x + 1", "1 + x")
+        else:
+            assert judge.verify("x + 1", "1 + x") == Verdict(False, "crash", "stood still")
+        assert hits == [method] * 2
 
 
 def test_a_judge_that_is_dropped_ends_its_workers(quick: Path) -> None:
@@ -449,6 +479,7 @@ def test_a_worn_worker_is_replaced(quick: Path, monkeypatch: pytest.MonkeyPatch)
 HEAD = """
 import os, sys
 from pathlib import Path
+from typing import Any
 from trace_gym.envs.math import judge as judge_module
 from trace_gym.envs.math.judge import Judge, Verdict, default_judge
 judge_module._WORKER = Path(sys.argv[1])
