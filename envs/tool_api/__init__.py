@@ -1,0 +1,1 @@
+"""Stateful function calling over several user turns: one environment, several worlds."""
