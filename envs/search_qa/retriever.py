@@ -75,7 +75,7 @@ def make_retriever(spec: str, documents: Sequence[Document]) -> Retriever:
     Local ones index `documents`; services have their own. Raises `ConfigError` for a name that cannot be meant
     or a package that is not installed.
     """
-    kind = spec.partition(":")[0]
+    kind = spec.partition("#")[0].partition(":")[0]
     place = FACTORIES.get(kind)
     if place is None:
         raise ConfigError(f"unknown retriever {spec[:200]!r}; there are {', '.join(FACTORIES)}")
