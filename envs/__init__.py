@@ -11,3 +11,9 @@ gymnasium.register(
     order_enforce=False,  # wrappers would hide `snapshot`; ForkableEnv checks the order itself
     disable_env_checker=True,
 )
+gymnasium.register(
+    "trace_gym/ToolAPI-v0",
+    entry_point="trace_gym.envs.tool_api.env:ToolAPIEnv",
+    order_enforce=False,
+    disable_env_checker=True,
+)

@@ -32,6 +32,7 @@ __all__ = [
     "format_call",
     "format_tool_result",
     "parse_action",
+    "plain_text",
 ]
 
 MAX_BODY_CHARS = 16_384
@@ -86,6 +87,16 @@ def parse_action(text: str, *, tags: Mapping[str, Reader] | None = None) -> Acti
     if unclosed:
         return Malformed(f"<{unclosed}> is not closed; end it with </{unclosed}>")
     return Malformed(f"no action found; write {CALL_FORM} to call a tool or <answer>…</answer> to finish")
+
+
+def plain_text(text: str, *, tags: Mapping[str, Reader] | None = None) -> str:
+    """What `text` says to a person: clean, without thought. "" where it says nothing or begins any of the tags, closed or
+    not, for then it was meant to be an action."""
+    said = _without_thought(text)
+    meant = any(
+        mark in said for tag in (HERMES if tags is None else tags) for mark in (f"<{tag}", f"</{tag}")
+    )
+    return "" if meant else _clean(said).strip()
 
 
 def format_call(name: str, arguments: Mapping[str, Any]) -> str:
