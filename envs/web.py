@@ -16,15 +16,16 @@ import os
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
 
+from trace_gym.envs.naming import split_url
 from trace_gym.envs.web_watch import Watch, WatchedAdapter, is_literal, is_public, same_host, watched
 from trace_gym.errors import ConfigError, ExternalError
 
-__all__ = ["Client", "Limits", "Reply", "split_url"]
+__all__ = ["Client", "Limits", "Reply"]
 
 CHUNK_BYTES = 65_536
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})  # worth another try, and no answer
@@ -161,22 +162,6 @@ class Client:
 
     def _allows(self, host: str, address: str) -> bool:
         return is_literal(host) or host in self._private_hosts or is_public(address)
-
-
-def split_url(url: str) -> SplitResult:
-    """The parts of an absolute http or https URL. Raises `ConfigError` where it is another, or holds credentials."""
-    try:
-        place = urlsplit(url)
-        port = place.port
-    except ValueError as error:
-        raise ConfigError(f"{url[:200]!a} is no URL: {error}") from error
-    if place.scheme not in ("http", "https") or not place.hostname or port == 0:
-        raise ConfigError(f"{url[:200]!a} is no URL of a service; write http://host[:port]/… or https://…")
-    if "@" in place.netloc:
-        raise ConfigError(f"the URL of {place.hostname:.100} holds credentials; put them into a header")
-    if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
-        raise ConfigError(f"{url[:200]!a} holds characters that a URL may not; percent-encode them")
-    return place
 
 
 # ---- failures ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.support.local_server import Told, free_port, serving, threads_end
-from trace_gym.envs.web import Client, Limits, split_url
+from trace_gym.envs.naming import split_url
+from trace_gym.envs.web import Client, Limits
 from trace_gym.envs.web_watch import is_public
 from trace_gym.errors import ConfigError, ExternalError
 

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from trace_gym.env import Effect, clean_text
-from trace_gym.envs.naming import RECORD_OPTIONS, number, record_of, split_name
+from trace_gym.envs.naming import RECORD_OPTIONS, number, record_of, split_name, split_url
 from trace_gym.envs.record import Record
 from trace_gym.envs.search_qa.retriever import Document, Hit
 from trace_gym.envs.search_qa.retrievers.wire import WireError, hits_of, titled
-from trace_gym.envs.web import Client, Limits, Reply, split_url
+from trace_gym.envs.web import Client, Limits, Reply
 from trace_gym.errors import ExternalError
 
 __all__ = ["HttpRetriever", "make"]

@@ -23,10 +23,10 @@ import wikipediaapi
 
 from trace_gym._version import __version__
 from trace_gym.env import Effect, clean_text
-from trace_gym.envs.naming import RECORD_OPTIONS, number, record_of, split_name
+from trace_gym.envs.naming import RECORD_OPTIONS, number, record_of, split_name, split_url
 from trace_gym.envs.record import Record
 from trace_gym.envs.search_qa.retriever import Document, Hit
-from trace_gym.envs.web import Client, Limits, split_url
+from trace_gym.envs.web import Client, Limits
 from trace_gym.errors import ConfigError, ExternalError
 
 __all__ = ["Transport", "WikipediaRetriever", "make"]
