@@ -23,6 +23,7 @@ from typing import Any
 
 __all__ = [
     "HERMES",
+    "SEARCH_R1",
     "Action",
     "Answer",
     "Call",
@@ -199,8 +200,20 @@ def _read_answer(body: str) -> Action:
     return Answer(text) if text else Malformed("the answer is empty; write <answer>…</answer>")
 
 
+def _read_search(body: str) -> Action:
+    query = _clean(body).strip()
+    return (
+        Call("search", {"query": query})
+        if query
+        else Malformed("the query is empty; write <search>…</search>")
+    )
+
+
 HERMES: Mapping[str, Reader] = {"tool_call": _read_call, "answer": _read_answer}
-"""The form of Hermes and Qwen. Another is another mapping, such as `{**HERMES, "search": read_search}`."""
+"""The form of Hermes and Qwen. Another is another mapping of tags to readers."""
+
+SEARCH_R1: Mapping[str, Reader] = {**HERMES, "search": _read_search}
+"""Also Search-R1's `<search>query</search>` (Jin et al. 2025, arXiv 2503.09516), a call of the tool `search`."""
 
 
 def _without_thought(text: str) -> str:

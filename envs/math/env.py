@@ -23,8 +23,9 @@ from trace_gym.envs.math.calculator import CalculatorError, calculate, solve
 from trace_gym.envs.math.demonstrators import expert_action, novice_action
 from trace_gym.envs.math.judge import default_judge
 from trace_gym.envs.math.problems import BuiltinSource, read_difficulty
-from trace_gym.envs.math.sources import SPLITS, BadLine, OnBadLine, load_source
+from trace_gym.envs.math.sources import load_source
 from trace_gym.envs.math.task import Problem, Source, ToolName, ToolUse
+from trace_gym.envs.records import SPLITS, BadLine, OnBadLine, skipped_lines
 from trace_gym.errors import ConfigError, TaskError
 
 __all__ = ["MathEnv", "MathState"]
@@ -65,9 +66,6 @@ class MathState(msgspec.Struct, frozen=True):
 
     problem: Problem
     uses: tuple[ToolUse, ...] = ()
-
-
-MAX_NOTICES = 20  # skipped lines that are named one by one
 
 
 class MathEnv(ForkableEnv[MathState]):
@@ -123,9 +121,7 @@ class MathEnv(ForkableEnv[MathState]):
 
     def notices(self) -> Sequence[str]:
         """The skipped lines of the file, the first twenty by name."""
-        lines = [f"line {bad.line} skipped: {bad.reason}" for bad in self.skipped[:MAX_NOTICES]]
-        more = len(self.skipped) - len(lines)
-        return [*lines, f"{more} more lines skipped"] if more else lines
+        return skipped_lines(self.skipped)
 
     def _draw_task(self) -> str:
         ids = self.tasks(self._split)
