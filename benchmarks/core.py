@@ -46,15 +46,13 @@ def timed_us(work: Callable[[], object], repeats: int) -> tuple[float, float]:
     return statistics.median(samples), float(np.percentile(samples, 99))
 
 
-def fork_costs(repeats: int = 2000) -> dict[str, tuple[float, float]]:
-    """Microseconds (median, 99th percentile) in the middle of a four-step problem."""
-    env: ForkableEnv[Any] = gymnasium.make("trace_gym/Math-v0", difficulty=4).unwrapped  # type: ignore[assignment]
-    task = env.tasks("test")[0]
+def fork_costs(env: ForkableEnv[Any], task: str, *, repeats: int = 2000) -> dict[str, tuple[float, float]]:
+    """Microseconds (median, 99th percentile) in the middle of the expert's solution of `task`."""
+    actions = _solution(env, task)
+    del actions[len(actions) // 2 + 1 :]
     env.reset(seed=0, options={"task": task})
-    actions = [env.expert_action()]
-    for _ in range(2):
-        env.step(actions[-1])
-        actions.append(env.expert_action())
+    for action in actions[:-1]:
+        env.step(action)
     snapshot = env.snapshot()
     data = snapshot.to_bytes()
     other = env.fork()
@@ -74,6 +72,16 @@ def fork_costs(repeats: int = 2000) -> dict[str, tuple[float, float]]:
         "instead: replay of the actions": timed_us(replay, repeats // 10),
         "one environment step": timed_us(lambda: (other.restore(snapshot), other.step(actions[-1])), repeats),
     }
+
+
+def _solution(env: ForkableEnv[Any], task: str) -> list[str]:
+    env.reset(seed=0, options={"task": task})
+    actions, over = [], False
+    while not over:
+        actions.append(env.expert_action())
+        _, _, terminated, truncated, _ = env.step(actions[-1])
+        over = terminated or truncated
+    return actions
 
 
 class _Uniform(Algorithm):
@@ -142,7 +150,8 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true")
     as_json = parser.parse_args().json
-    forks, loop, about = fork_costs(), loop_costs(), environment_facts()
+    env: ForkableEnv[Any] = gymnasium.make("trace_gym/Math-v0", difficulty=4).unwrapped  # type: ignore[assignment]
+    forks, loop, about = fork_costs(env, env.tasks("test")[0]), loop_costs(), environment_facts()
     if as_json:
         print(json.dumps({"about": about, "fork_us": forks, "loop": loop}, indent=1))
         return

@@ -14,6 +14,10 @@ gymnasium.register(
 gymnasium.register(
     "trace_gym/ToolAPI-v0",
     entry_point="trace_gym.envs.tool_api.env:ToolAPIEnv",
+    order_enforce=False,
+    disable_env_checker=True,
+)
+gymnasium.register(
     "trace_gym/SearchQA-v0",
     entry_point="trace_gym.envs.search_qa.env:SearchQAEnv",
     order_enforce=False,

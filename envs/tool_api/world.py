@@ -38,6 +38,9 @@ class Episode(Generic[StateT]):
     tools: tuple[Tool, ...]  # at the start; see `World.tools`
     turn_limit: int  # of the environment: actions, tool calls and messages alike; with room for wasted ones
     instructions: str
+    checks_types: bool = (
+        True  # False where a tool's own answer to arguments of a wrong type is part of the task
+    )
     gold: Any = None
 
 
@@ -85,7 +88,7 @@ class World(Protocol[StateT]):
         self, episode: Episode[StateT], state: StateT, name: str, arguments: Mapping[str, Any]
     ) -> Called[StateT]:
         """Call a tool. The environment has checked that there is such a tool now, and its arguments against the
-        schema (`actions.check_arguments`: names, types of the top level, enums, required ones)."""
+        schema (`actions.check_arguments`: required ones, names, and if the episode `checks_types`, types and enums)."""
 
     def judge(self, episode: Episode[StateT], state: StateT, user_turn: int, answer: str) -> Judged[StateT]:
         """The agent closed `user_turn` with the message `answer`. In the last turn `success` must be a bool."""

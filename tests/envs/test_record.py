@@ -110,7 +110,8 @@ def test_an_answer_is_on_disk_before_it_is_seen(path: Path) -> None:
 
 
 def test_threads_agree(path: Path) -> None:
-    record, service, seen = Record(path), Service(), []
+    record, service = Record(path), Service()
+    seen: list[tuple[int, int]] = []
     gate = threading.Barrier(8)
 
     def work() -> None:
@@ -222,7 +223,7 @@ def test_a_file_of_someone_else(path: Path) -> None:
     before = path.read_bytes()
     for mode in ("live", "replay"):
         with pytest.raises(ExternalError, match="is not a record of trace_gym"):
-            Record(path, mode=mode).answer({"q": 1}, never)  # type: ignore[arg-type]
+            Record(path, mode=mode).answer({"q": 1}, never)
     assert path.read_bytes() == before
 
 

@@ -8,7 +8,7 @@ would be another corpus.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import msgspec
 
 from trace_gym.envs.search_qa.retriever import Document
 from trace_gym.envs.search_qa.retrievers.wire import WireError, title_and_text
+from trace_gym.envs.search_qa.world import WorldSource
 from trace_gym.errors import TaskError
 
 __all__ = ["builtin_documents", "read_corpus"]
@@ -45,9 +46,9 @@ def read_corpus(path: str | Path) -> list[Document]:
     return documents
 
 
-def builtin_documents() -> list[Document]:
+def builtin_documents() -> Sequence[Document]:
     """The documents of the built-in questions."""
-    raise TaskError("name a corpus: --corpus FILE")
+    return WorldSource().documents()
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

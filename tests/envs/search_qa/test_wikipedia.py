@@ -195,7 +195,12 @@ def test_threads_share_one(tmp_path: Path) -> None:
 
 def test_the_pace_is_kept_by_all_callers_together() -> None:
     pace, start = Pace(50), time.monotonic()
-    threads = [threading.Thread(target=lambda: [pace.wait() for _ in range(3)]) for _ in range(3)]
+
+    def wait_thrice() -> None:
+        for _ in range(3):
+            pace.wait()
+
+    threads = [threading.Thread(target=wait_thrice) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -246,7 +246,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 PLACES = [
     place for place in _places(DOCUMENT) if place[:1] in (("paths",), ("components",)) and len(place) > 1
 ]
-JUNK = st.sampled_from(
+JUNK: st.SearchStrategy[Any] = st.sampled_from(
     [None, True, 7, -1.5, "", "x", "#/paths", [], ["x"], {}, {"$ref": "#/paths"}, {"a": 1}, [[]], [{}]]
 )
 
