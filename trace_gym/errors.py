@@ -12,6 +12,7 @@
     ├── RenderError          a chat template cannot be used turn by turn
     ├── EngineError          generation failed or the engine died
     ├── RunError             a run's folder cannot be written or read
+    ├── ExternalError        a service gave no answer, or the record of its answers cannot be used
     ├── JudgeError           answers cannot be judged: no worker process could be started
     └── BudgetError          a budget is malformed or was asked for more than it holds
 
@@ -24,6 +25,7 @@ __all__ = [
     "EngineError",
     "EnvironmentContractError",
     "EpisodeError",
+    "ExternalError",
     "IrreversibleError",
     "JudgeError",
     "PluginError",
@@ -82,6 +84,10 @@ class EngineError(TraceGymError):
 
 class RunError(TraceGymError):
     """A run's folder cannot be written or read."""
+
+
+class ExternalError(TraceGymError):
+    """A service gave no answer, or the record of its answers cannot be used."""
 
 
 class JudgeError(TraceGymError):

@@ -75,7 +75,7 @@ def make_retriever(spec: str, documents: Sequence[Document]) -> Retriever:
     Local ones index `documents`; services have their own. Raises `ConfigError` for a name that cannot be meant
     or a package that is not installed.
     """
-    kind = spec.partition(":")[0]
+    kind = spec.partition("#")[0].partition(":")[0]
     place = FACTORIES.get(kind)
     if place is None:
         raise ConfigError(f"unknown retriever {spec[:200]!r}; there are {', '.join(FACTORIES)}")
@@ -83,6 +83,8 @@ def make_retriever(spec: str, documents: Sequence[Document]) -> Retriever:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ConfigError(f"retriever {spec[:200]!r} needs the package {error.name}") from error
+        raise ConfigError(
+            f"retriever {spec[:200]!r} needs the package {error.name}: pip install 'trace-gym[search]'"
+        ) from error
     factory = cast(Factory, getattr(module, name))
     return factory(spec, documents)

@@ -5,7 +5,17 @@ traceback instead. Ctrl-C is status 130. Heavy packages are imported inside the 
 quick.
 """
 
-from trace_gym.cli import data, demo, doctor, learning, listing, models, play, trees  # noqa: F401  (registers the commands)
+from trace_gym.cli import (  # noqa: F401  (registers the commands)
+    data,
+    demo,
+    doctor,
+    learning,
+    listing,
+    models,
+    play,
+    serve,
+    trees,
+)
 from trace_gym.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -46,6 +46,8 @@ EXTRAS = {  # what each is for
     "train": "warmup, train, eval, demo",
     "models": "model get",
     "data": "task sources named hf:NAME",
+    "search": "retrievers beyond bm25",
+    "http": "tools of a service that an OpenAPI document describes",
 }
 NAME_CELLS = 12
 LINE_CELLS = 400  # an error may be long; it is one line all the same

@@ -1,0 +1,1 @@
+"""Retrievers beyond the built-in one: an HTTP service, live Wikipedia, a tantivy index."""
