@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--env", default=MATH, help="the environment that is forked")
     arguments = parser.parse_args()
-    options = {"difficulty": 4} if arguments.env == MATH else {}
+    options: dict[str, Any] = {"difficulty": 4} if arguments.env == MATH else {}
     env: ForkableEnv[Any] = gymnasium.make(arguments.env, **options).unwrapped  # type: ignore[assignment]
     forks, about = fork_costs(env, env.tasks("test")[0]), environment_facts()
     loop = loop_costs() if arguments.env == MATH else {}  # its scripted policy speaks of mathematics
