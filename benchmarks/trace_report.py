@@ -110,11 +110,10 @@ def calibration_rows(results: Iterable[Result]) -> list[Row]:
     for r in results:
         mix, arm, *_ = r.arm.split("/")
         for m in r.metrics:
-            found = {f"{w}_{x}": m[f"{w}_{x}"] for w in WHERE for x in MEASURES if f"{w}_{x}" in m}
-            if found:
-                out.append(
-                    {"mix": mix, "arm": arm, "seed": r.seed, "policy_tokens": m["policy_tokens"]} | found
-                )
+            names = [f"{w}_{x}" for w in WHERE for x in MEASURES if f"{w}_{x}" in m]
+            row: Row = {"mix": mix, "arm": arm, "seed": r.seed, "policy_tokens": m["policy_tokens"]}
+            if names:
+                out.append(row | {name: m[name] for name in names})
     return out
 
 
