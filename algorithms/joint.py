@@ -4,16 +4,16 @@ TRACE fixes the split between prompts and prefixes (N continuations per rollout)
 can be continued, the prompt included, is an anchor with one question: what would another rollout from here show, and what
 does it cost?
 
-    contrast of an anchor = min(n, enough) once its n draws hold both outcomes, else 0: the rollouts that have something
-                            to be compared with
-    gain of a draw        = f (n + 1) D^c      no contrast yet; f: chance to end otherwise than all n draws so far
-                          = D^c                both outcomes are there, and n < enough: it joins a known contrast
+    contrast of an anchor = h(n) once its n draws hold both outcomes, else 0;  h(n) = n (1 - n / (2 enough)), n <= enough:
+                            the rollouts that have something to be compared with, each worth less than the one before
+    gain of a draw        = f h(n + 1) D^c             no contrast yet; f: chance to end otherwise than all n draws so far
+                          = (h(n + 1) - h(n)) D^c      both outcomes are there: it joins a known contrast
     cost                  = expected tokens from the anchor to the end; what the contrast teaches is as many: gain per token is
                             gain per draw
 
 c counts the other contrasts of the tree, D < 1 (`discount`) is the diminishing return. An opening pair at a prompt of success v
-is worth 4 v (1-v), and `coverage` on top of it for a prompt not looked at. So pairs probe many prompts, those that show both
-outcomes are deepened to a group, and promising turns of those that do not are forked.
+is worth 2 v (1-v) h(2), and `coverage` on top of it for a prompt not looked at. So pairs probe many prompts, those that show
+both outcomes are deepened to a group, and promising turns of those that do not are forked.
 
 A draw is made while its gain exceeds the *price*, one number for all anchors of all trees, which therefore need not wait for
 each other. The price moves after each step so that a step spends about its budget; no tree spends more than `SHARES`
@@ -38,7 +38,7 @@ __all__ = ["JointRule"]
 
 Floats = npt.NDArray[np.float64]
 OPENING = 2
-ADAPTATION = 0.5  # how fast the price follows the spending
+ADAPTATION = 0.3  # how fast the price follows the spending
 FASTEST = 1.5  # the price changes by no more than this factor a step
 MOST_DRAWS = 4  # from one anchor in one plan: then look again
 LEAST_COST = 0.25  # of a draw, in rollouts: a turn before the end is cheap, not free
@@ -64,7 +64,7 @@ class JointRule:
 
         At most half of the step's `units` opens prompts. The first price is that of the pair which spends the half.
         """
-        worth = 2.0 * v * (1.0 - v) + self.coverage / OPENING  # per rollout
+        worth = v * (1.0 - v) * self._contrast(OPENING) + self.coverage / OPENING  # per rollout
         order = np.lexsort((ctx.rng("open").permutation(len(v)), -worth))
         most = min(len(v), max(1, int(units / 2 / OPENING)))
         if math.isnan(self.price):
@@ -112,9 +112,14 @@ class JointRule:
             worth = self.discount ** float(mixed.sum() - mixed[node])
             for k in range(MOST_DRAWS):
                 if not mixed[node]:
-                    yield worth * flip * (1.0 - flip) ** k * (n + k + 1.0), node, cost
-                elif n + k < self.enough:
-                    yield worth, node, cost
+                    yield worth * flip * (1.0 - flip) ** k * self._contrast(n + k + 1), node, cost
+                else:
+                    yield worth * (self._contrast(n + k + 1) - self._contrast(n + k)), node, cost
+
+    def _contrast(self, n: float) -> float:
+        """h(n): what n draws that hold both outcomes are worth."""
+        n = min(n, float(self.enough))
+        return n * (1.0 - n / (2.0 * self.enough))
 
     def learn(self, ctx: StepContext, units: float) -> bool:
         """Move the price by how much of `units` the step cost, in rollouts' worth of tokens; False before it rules."""
