@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("countryinfo/data", "mendeleev", "airportsdata", "dict"):
         (folder / name).mkdir(parents=True)
     for name, capital, demonym, region, code, people in COUNTRIES:
-        record = {
+        record: dict[str, Any] = {
             "name": name,
             "capital": capital,
             "demonym": demonym,
