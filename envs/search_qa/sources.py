@@ -268,7 +268,7 @@ def _title(value: object, name: str) -> str:
 
 def _joined(value: object, name: str) -> str:
     """The text of a passage, given whole or as a list of sentences."""
-    sentences = value if isinstance(value, list) else [value]
-    if not all(isinstance(sentence, str) for sentence in sentences):
+    sentences = [s for s in (value if isinstance(value, list) else [value]) if isinstance(s, str)]
+    if len(sentences) != (len(value) if isinstance(value, list) else 1):
         raise UnusableError(f"the field {name} holds a passage that is no text")
     return checked_text(" ".join(" ".join(sentences).split()) or "(empty)", name)

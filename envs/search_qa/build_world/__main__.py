@@ -14,7 +14,7 @@ import msgspec
 
 from trace_gym.envs.search_qa.bm25 import BM25
 from trace_gym.envs.search_qa.build_world.facts import make_world
-from trace_gym.envs.search_qa.build_world.questions import make_questions
+from trace_gym.envs.search_qa.build_world.questions import TRAIN_SIZE, make_questions
 from trace_gym.envs.search_qa.retriever import Document
 from trace_gym.envs.search_qa.world import DOCUMENTS, FOLDER, QUESTIONS
 
@@ -28,13 +28,14 @@ def main() -> None:
     parser.add_argument("--wordnet", type=Path, required=True, help="the folder that holds data.noun")
     parser.add_argument("--packages", type=Path, help="where the packages are, if not installed here")
     parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--size", type=int, default=TRAIN_SIZE, help="training questions of every depth")
     arguments = parser.parse_args()
     if not (arguments.wordnet / "data.noun").is_file():
         sys.exit(f"there is no {arguments.wordnet / 'data.noun'}; name WordNet's dict folder")
     countryinfo, mendeleev, airportsdata = (_folder(name, arguments.packages) for name in PACKAGES)
     world = make_world(countryinfo, mendeleev, airportsdata, arguments.wordnet)
     documents = [Document(e.title, e.title, e.text) for e in world.entities.values()]
-    questions = make_questions(world, BM25(documents))
+    questions = make_questions(world, BM25(documents), arguments.size)
     arguments.out.mkdir(parents=True, exist_ok=True)
     _write(arguments.out / DOCUMENTS, [(d.title, d.text) for d in documents])
     _write(arguments.out / QUESTIONS, [_row(question) for question in questions])

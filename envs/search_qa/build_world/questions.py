@@ -36,10 +36,10 @@ from trace_gym.envs.search_qa.passages import holds
 from trace_gym.envs.search_qa.task import Hop, Question
 from trace_gym.seeding import keyed_rng
 
-__all__ = ["MAX_DEPTH", "SHORTCUT_K", "SIZES", "Path", "is_shortcut", "make_questions", "split_of"]
+__all__ = ["MAX_DEPTH", "SHORTCUT_K", "TRAIN_SIZE", "Path", "is_shortcut", "make_questions", "split_of"]
 
 MAX_DEPTH = 4
-SIZES = {"train": 2000, "dev": 200, "test": 200}  # of every depth
+TRAIN_SIZE = 2000  # questions of every depth; dev and test have a tenth each
 SHORTCUT_K = 5
 FOUND_K = 2
 TRIES = 200  # per question wanted
@@ -276,10 +276,10 @@ def is_found(index: BM25, question: Question) -> bool:
     )
 
 
-def make_questions(world: World, index: BM25) -> list[Question]:
+def make_questions(world: World, index: BM25, train_size: int = TRAIN_SIZE) -> list[Question]:
     """The questions of all splits and depths, those of one split and depth in the order they were drawn."""
     questions: list[Question] = []
-    for split, size in SIZES.items():
+    for split, size in (("train", train_size), ("dev", train_size // 10), ("test", train_size // 10)):
         pool = Pool(world, split)
         for want in range(1, MAX_DEPTH + 1):
             rng = keyed_rng(SALT, split, want)

@@ -136,7 +136,7 @@ def test_how_much_is_shown_is_a_setting(path: Path) -> None:
     env = SearchQAEnv(path, "all", snippet_chars=20, passage_chars=30)
     env.reset(options={"task": "mine/1"})
     assert env.step(search("France"))[0] == "1. Brest: It is in France, as…"
-    assert env.state.found == (), "too little was shown"
+    assert not env.state.found, "too little was shown"
     assert env.step(opening("Brest"))[0] == "Brest: Brest is a town. It is in…"
     assert env.state.found == (1,), "nothing more can be shown"
 
@@ -219,7 +219,7 @@ ACTION = st.one_of(
 
 
 @given(st.lists(ACTION, max_size=4))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_whatever_the_agent_wrote_the_expert_still_succeeds(path: Path, actions: list[str]) -> None:
     env = SearchQAEnv(path, "all", tags="search-r1")
     env.reset(options={"task": "mine/1"})
@@ -333,7 +333,7 @@ def builtin() -> SearchQAEnv:
     return SearchQAEnv(split="all")
 
 
-@pytest.mark.parametrize(("split", "every"), [("test", 3), ("dev", 3), ("train", 20)])
+@pytest.mark.parametrize(("split", "every"), [("test", 5), ("dev", 5), ("train", 60)])
 def test_the_expert_solves_built_in_tasks_by_their_passages(
     builtin: SearchQAEnv, split: str, every: int
 ) -> None:
@@ -370,7 +370,7 @@ def test_a_novice_that_always_slips_stops_at_the_bridge(builtin: SearchQAEnv) ->
 
 def test_the_novice_leaves_room_to_learn(builtin: SearchQAEnv) -> None:
     for hops, low, high in (("1", 0.9, 1.0), ("2", 0.3, 0.6), ("3", 0.25, 0.65), ("4", 0.2, 0.6)):
-        tasks = [t for t in builtin.tasks("train")[:1600] if t.split("/")[2] == hops][:200]
+        tasks = [t for t in builtin.tasks("train")[:1600] if t.split("/")[2] == hops][:100]
         assert low <= novice_rate(builtin, tasks) <= high, hops
 
 

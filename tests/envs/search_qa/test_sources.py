@@ -255,4 +255,4 @@ def test_the_expert_solves_real_hotpotqa_questions(shared_data: Path) -> None:
             _, reward, terminated, truncated, info = env.step(env.expert_action())
             over, actions = terminated or truncated, actions + 1
         assert (reward, info["fact_recall"], info["f1"]) == (1.0, 1.0, 1.0), task
-        assert 3 <= actions <= 2 * len(env.state.question.hops) + 1
+        assert 2 <= actions <= 2 * len(env.state.question.hops) + 1
