@@ -20,6 +20,7 @@ from trace_gym.envs.actions import (
     format_call,
     format_tool_result,
     parse_action,
+    plain_text,
 )
 
 CALL = '<tool_call>{"name":"calculator","arguments":{"expression":"3*4"}}</tool_call>'
@@ -335,3 +336,27 @@ def test_bad_arguments(arguments: dict[str, object], hint: str) -> None:
 def test_a_tool_without_arguments() -> None:
     assert check_arguments({}, {}) is None
     assert check_arguments({}, {"a": 1}) == "unknown argument 'a'; the arguments are: none"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Done.", "Done."),
+        (" two\nlines\x00 ", "two\nlines\ufffd"),
+        ("<think>secret <answer></think> It is done", "It is done"),
+        ("<think>never closed", ""),
+        ("", ""),
+        ("<tool_call>{}", ""),
+        ("almost <answer >", ""),
+        ("</tool_call>", ""),
+        ("<b>bold</b>", "<b>bold</b>"),
+    ],
+)
+def test_plain_text_is_what_was_said_and_not_meant_as_an_action(text: str, said: str) -> None:
+    assert plain_text(text) == said
+
+
+@given(st.text())
+def test_text_with_an_action_is_never_plain(text: str) -> None:
+    if not isinstance(parse_action(text), Malformed):
+        assert plain_text(text) == ""
