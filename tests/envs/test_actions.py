@@ -21,6 +21,7 @@ from trace_gym.envs.actions import (
     format_call,
     format_tool_result,
     parse_action,
+    plain_text,
 )
 
 CALL = '<tool_call>{"name":"calculator","arguments":{"expression":"3*4"}}</tool_call>'
@@ -367,3 +368,30 @@ def test_empty_and_open_search_tags_are_told() -> None:
     for text, part in (("<search> </search>", "the query is empty"), ("<search>a", "<search> is not closed")):
         action = parse_action(text, tags=SEARCH_R1)
         assert isinstance(action, Malformed) and part in action.message
+
+
+# ---- plain text ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Done.", "Done."),
+        (" two\nlines\x00 ", "two\nlines\ufffd"),
+        ("<think>secret <answer></think> It is done", "It is done"),
+        ("<think>never closed", ""),
+        ("", ""),
+        ("<tool_call>{}", ""),
+        ("almost <answer >", ""),
+        ("</tool_call>", ""),
+        ("<b>bold</b>", "<b>bold</b>"),
+    ],
+)
+def test_plain_text_is_what_was_said_and_not_meant_as_an_action(text: str, said: str) -> None:
+    assert plain_text(text) == said
+
+
+@given(st.text())
+def test_text_with_an_action_is_never_plain(text: str) -> None:
+    if not isinstance(parse_action(text), Malformed):
+        assert plain_text(text) == ""

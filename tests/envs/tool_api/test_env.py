@@ -96,9 +96,9 @@ def test_a_limit_can_be_set() -> None:
 def some_action(env: Any, rng: np.random.Generator) -> str:
     choice = rng.random()
     if choice < 0.4:
-        return env.expert_action()
+        return str(env.expert_action())
     if choice < 0.6:
-        return env.novice_action(rng)
+        return str(env.novice_action(rng))
     if choice < 0.7:
         return format_answer("done")
     tools = env.tools(env.state)
