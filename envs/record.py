@@ -35,6 +35,7 @@ MAX_REQUEST_CHARS = 262_144
 MAX_ANSWER_CHARS = 4 << 20
 MAX_RECORD_BYTES = 4 << 30
 BUSY_TIMEOUT_S = 15.0
+FLUSH = "FULL"  # an answer is on the disk, not only in the system's memory, before it is seen
 
 APPLICATION_ID = 0x54474152  # "TGAR"; says in the file's header whose it is
 LAYOUT = 1
@@ -151,7 +152,7 @@ class Record:
             uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
         try:
-            connection.execute("PRAGMA synchronous = FULL")  # an answer is on disk before it is seen
+            connection.execute(f"PRAGMA synchronous = {FLUSH}")
             if not replay:
                 connection.execute(f"PRAGMA max_page_count = {MAX_RECORD_BYTES // PAGE_BYTES}")
                 _lay_out(connection)

@@ -12,11 +12,12 @@ from trace_gym.envs.web import Client, Limits
 from trace_gym.envs.web_watch import is_public
 from trace_gym.errors import ConfigError, ExternalError
 
-QUICK = Limits(total_s=0.35, first_wait_s=0.02, answer_bytes=10_000)
+PATIENT = Limits(total_s=20.0, first_wait_s=0.02, answer_bytes=10_000)  # a busy machine is no slow service
+HASTY = Limits(total_s=0.35, first_wait_s=0.02, answer_bytes=10_000)
 
 
 def client(**options: Any) -> Client:
-    return Client(["127.0.0.1"], limits=options.pop("limits", QUICK), **options)
+    return Client(["127.0.0.1"], limits=options.pop("limits", PATIENT), **options)
 
 
 def test_an_answer_is_an_answer_whatever_its_status() -> None:
@@ -67,21 +68,21 @@ def test_a_request_with_effects_is_sent_once() -> None:
 def test_retry_after_is_kept_to_and_bounded() -> None:
     with serving([Told(429, "", {"Retry-After": "1"}), Told(200, "fine")]) as service:
         start = time.monotonic()
-        assert client(limits=Limits(total_s=5, first_wait_s=0.01)).send("GET", service.url).body == b"fine"
+        assert client(limits=PATIENT).send("GET", service.url).body == b"fine"
         assert time.monotonic() - start >= 1
     for value in ("3600", "Fri, 31 Dec 2100 23:59:59 GMT", "9" * 400):
         with serving([Told(429, "", {"Retry-After": value})]) as service:
             start = time.monotonic()
             with pytest.raises(ExternalError, match=r"HTTP 429, asking to wait \d+ s"):
                 client().send("GET", service.url)
-            assert time.monotonic() - start < 0.5
+            assert time.monotonic() - start < 5
             assert len(service.asked) == 1
     with serving([Told(429, "", {"Retry-After": "soon"}), Told(200, "fine")]) as service:
         assert client().send("GET", service.url).body == b"fine"
 
 
 SLOW = {
-    "silent": Told(wait_s=3),
+    "silent": Told(wait_s=4),
     "body": Told(body=b"x" * 100, drip_s=0.1),
     "headers": Told(
         body=b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n" + b"X: y\r\n" * 50, raw=True, drip_s=0.05
@@ -105,8 +106,8 @@ def test_a_slow_answer_ends_at_the_deadline(kind: str) -> None:
     with serving([SLOW[kind]]) as service:
         start = time.monotonic()
         with pytest.raises(ExternalError, match="no answer in time"):
-            client().send("GET", service.url)
-        assert 0.3 < time.monotonic() - start < 1.5
+            client(limits=HASTY).send("GET", service.url)
+        assert 0.3 < time.monotonic() - start < 2.5
     assert threads_end(before)
 
 
@@ -140,7 +141,7 @@ def test_a_broken_answer_is_none(told: Told) -> None:
 
 
 def test_a_compressed_answer_is_refused_so_that_none_can_swell() -> None:
-    bomb = gzip.compress(bytes(50 << 20))
+    bomb = gzip.compress(bytes(10 << 20))
     told = Told(body=bomb, headers={"Content-Encoding": "gzip"})
     with serving([told]) as service, pytest.raises(ExternalError, match="compressed its answer"):
         client().send("GET", service.url)
@@ -181,7 +182,7 @@ def test_a_name_that_stands_for_a_private_address_is_refused(
         with pytest.raises(
             ExternalError, match=f"stands for the private address {address}; nothing was sent"
         ):
-            Client(["rebound.example"], limits=QUICK).send("GET", f"http://rebound.example:{service.port}/")
+            Client(["rebound.example"], limits=PATIENT).send("GET", f"http://rebound.example:{service.port}/")
         assert service.asked == []
 
 
@@ -191,7 +192,7 @@ def test_a_private_host_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             socket, "getaddrinfo", lambda *_, **__: [(*found[0][:4], ("127.0.0.1", service.port))]
         )
-        mine = Client(["api.internal"], private_hosts=["API.internal."], limits=QUICK)
+        mine = Client(["api.internal"], private_hosts=["API.internal."], limits=PATIENT)
         assert mine.send("GET", f"http://api.internal:{service.port}/").body == b"fine"
 
 
@@ -211,7 +212,7 @@ def test_public_addresses() -> None:
 def test_other_spellings_of_loopback_are_names_like_any(spelling: str) -> None:
     with serving([Told()]) as service:
         with pytest.raises(ExternalError, match=r"private address|gave no answer"):
-            Client([spelling], limits=QUICK).send("GET", f"http://{spelling}:{service.port}/")
+            Client([spelling], limits=PATIENT).send("GET", f"http://{spelling}:{service.port}/")
         assert service.asked == []
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from trace_gym.env import Effect, clean_text
 from trace_gym.envs.naming import RECORD_OPTIONS, number, record_of, split_name, split_url
@@ -41,7 +41,7 @@ def make(spec: str, documents: Sequence[Document]) -> HttpRetriever:
 class HttpRetriever:
     """Asks `url` through `client`; raises `ExternalError` when there is no usable answer."""
 
-    effect: ClassVar[Effect] = "recorded"
+    effect: Effect = "recorded"
 
     def __init__(self, url: str, client: Client, record: Record) -> None:
         self._url, self._client, self._record = url, client, record

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar
 
 import tantivy
 
@@ -39,7 +38,7 @@ def make(spec: str, documents: Sequence[Document]) -> TantivyRetriever:
 class TantivyRetriever:
     """Titles and texts, English stems, titles counting twice. Ties go to the smaller id."""
 
-    effect: ClassVar[Effect] = "pure"
+    effect: Effect = "pure"
 
     def __init__(self, documents: Sequence[Document]) -> None:
         self._documents = sorted(documents, key=lambda document: document.id)

@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import httpx
 import wikipediaapi
@@ -64,7 +64,7 @@ def make(spec: str, documents: Sequence[Document]) -> WikipediaRetriever:
 class WikipediaRetriever:
     """The Wikipedia of `language`; raises `ExternalError` when it gives no answer, `ConfigError` for a bad user agent."""
 
-    effect: ClassVar[Effect] = "recorded"
+    effect: Effect = "recorded"
 
     def __init__(
         self, language: str, transport: Transport, record: Record, *, user_agent: str = USER_AGENT

@@ -9,17 +9,19 @@ import pytest
 
 from trace_gym.envs.actions import format_call
 from trace_gym.envs.search_qa.env import SearchQAEnv
+from trace_gym.envs.search_qa.retriever import Retriever
 from trace_gym.envs.search_qa.retrievers.corpus import builtin_documents
 from trace_gym.envs.search_qa.retrievers.tantivy import TantivyRetriever
 from trace_gym.envs.search_qa.serve import RetrieverServer
 from trace_gym.errors import ExternalError
 
 TASK = "countries/train/2/0"
+LOCAL = TantivyRetriever(builtin_documents())
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RetrieverServer]:
-    with RetrieverServer(TantivyRetriever(builtin_documents()), 0) as server:
+    with RetrieverServer(LOCAL, 0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield server
@@ -27,8 +29,8 @@ def server() -> Iterator[RetrieverServer]:
         thread.join()
 
 
-def make(name: str) -> SearchQAEnv:
-    env = gymnasium.make("trace_gym/SearchQA-v0", retriever=name)
+def make(retriever: str | Retriever) -> SearchQAEnv:
+    env = gymnasium.make("trace_gym/SearchQA-v0", retriever=retriever)
     assert isinstance(env, SearchQAEnv)
     env.reset(seed=0, options={"task": TASK})
     return env
@@ -51,7 +53,7 @@ def test_the_expert_solves_by_a_service_and_by_its_record(server: RetrieverServe
     seen = solve(live)
     replayed = make(name + ",mode=replay")
     assert solve(replayed) == seen
-    assert seen == solve(make("tantivy"))
+    assert seen == solve(make(LOCAL))
     replayed.reset(options={"task": TASK})
     with pytest.raises(ExternalError, match=r"holds no answer .*mode=live"):
         replayed.step(format_call("search", {"query": "something that nobody asked"}))

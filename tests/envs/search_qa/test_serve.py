@@ -50,7 +50,7 @@ def server() -> Iterator[RetrieverServer]:
 
 
 def ask(server: RetrieverServer, body: bytes, *, path: str = "/retrieve", **headers: str) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=20)
     try:
         connection.putrequest("POST", path, skip_host=True)
         for name, value in {"Host": "127.0.0.1", "Content_Length": str(len(body)), **headers}.items():
@@ -124,7 +124,7 @@ def test_requests_that_are_refused(server: RetrieverServer) -> None:
     assert ask(server, b"", Content_Length="-1")[0] == 411
     assert ask(server, b"", Content_Length=str(5 << 20))[0] == 413
     assert ask(server, b"", Content_Length="9" * 400)[0] == 413
-    with socket.create_connection(server.server_address[:2], timeout=5) as sock:  # type: ignore[arg-type]
+    with socket.create_connection(server.server_address[:2], timeout=20) as sock:  # type: ignore[arg-type]
         sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert b" 405 " in sock.recv(100)
 
@@ -138,7 +138,7 @@ def test_clients_that_stop_talking_are_let_go(
         b"POST /retr",
         b"POST /retrieve HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{",
     ):
-        with socket.create_connection(server.server_address[:2], timeout=5) as sock:  # type: ignore[arg-type]
+        with socket.create_connection(server.server_address[:2], timeout=20) as sock:  # type: ignore[arg-type]
             sock.sendall(words)
             while sock.recv(1000):
                 pass
@@ -150,7 +150,7 @@ def test_more_clients_than_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with RetrieverServer(BM25(DOCUMENTS), 0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        idle = [socket.create_connection(server.server_address[:2], timeout=5) for _ in range(3)]  # type: ignore[arg-type]
+        idle = [socket.create_connection(server.server_address[:2], timeout=20) for _ in range(3)]  # type: ignore[arg-type]
         assert idle[2].recv(10) == b"", "the third is turned away"
         for sock in idle:
             sock.close()
@@ -206,7 +206,7 @@ def test_the_command_serves_until_ctrl_c(tmp_path: Path) -> None:
         mine = HttpRetriever(url, Client(["127.0.0.1"]), Record(tmp_path / "r.sqlite"))
         assert [hit.title for hit in mine.search("engine", 1)] == ["Ada"]
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     finally:
         process.kill()
     assert (out, err, process.returncode) == ("stopped\n", "", 0)

@@ -44,7 +44,7 @@ def mediawiki(asked: Asked) -> Told:
 
 
 def retriever(service: Service, path: Path, **limits: Any) -> WikipediaRetriever:
-    limits = {"total_s": 0.6, "first_wait_s": 0.01, **limits}
+    limits = {"total_s": 20.0, "first_wait_s": 0.01, **limits}
     transport = Transport(service.url, limits=Limits(**limits), per_s=1000)
     return WikipediaRetriever("en", transport, Record(path / "w.sqlite"), user_agent="tests me@example.org")
 
@@ -147,7 +147,7 @@ def test_failures_are_errors_and_not_recorded(
     told: Told, reason: str, what: Callable[[WikipediaRetriever], Any], tmp_path: Path
 ) -> None:
     with serving([told]) as service:
-        mine = retriever(service, tmp_path)
+        mine = retriever(service, tmp_path, total_s=0.3 if told.wait_s or told.drip_s else 20.0)
         with pytest.raises(ExternalError, match=reason) as caught:
             what(mine)
         assert "\n" not in str(caught.value)

@@ -16,6 +16,7 @@ from trace_gym.algorithm import Branch, RunContext, StepContext
 from trace_gym.check import check_env
 from trace_gym.engine import Request, ScriptedEngine
 from trace_gym.env import Snapshot
+from trace_gym.envs import record
 from trace_gym.envs.actions import format_answer, format_call
 from trace_gym.envs.record import Record
 from trace_gym.envs.tool_api.env import ToolAPIEnv
@@ -176,6 +177,7 @@ def test_replay_without_an_answer_is_one_clear_line(service: Service, tmp_path: 
         make(write_world(tmp_path, service.url, record="other.sqlite", mode="replay"), "read").step(GET)
 
 
+@pytest.mark.slow
 def test_check_env_live_and_in_replay_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A service that nothing changes keeps the whole contract; its record does so alone."""
     sent = []
@@ -185,6 +187,7 @@ def test_check_env_live_and_in_replay_mode(tmp_path: Path, monkeypatch: pytest.M
         return Reply(status=200, content_type="application/json", location="", body=b'{"title": "Buy milk"}')
 
     monkeypatch.setattr(Client, "send", send)
+    monkeypatch.setattr(record, "FLUSH", "OFF")
     with serving(lambda asked: Told(200, {"title": "Buy milk"})) as service:  # for the other process
         source = write_world(tmp_path, service.url, tasks=TASKS[1:2], operations=["listTodos", "addTodo"])
         check_env(make(source), max_tasks=1)
