@@ -99,7 +99,11 @@ class TRACE(Algorithm):
             raise ConfigError(f"algorithm.epsilon={self.epsilon}: a share of the rollouts, from 0 to 1")
         if self.root_stage == "off" and self.prefix_stage == "off":
             raise ConfigError("algorithm trace: with both stages off no prompt ever shows two outcomes")
-        if min(self.prior_rollouts, self.coverage, self.floor) < 0 or not 0 <= self.discount <= 1 or self.waves < 1:
+        if (
+            min(self.prior_rollouts, self.coverage, self.floor) < 0
+            or not 0 <= self.discount <= 1
+            or self.waves < 1
+        ):
             raise ConfigError(
                 "algorithm trace: prior_rollouts, coverage and floor are at least 0, discount from 0 to 1, waves at least 1"
             )

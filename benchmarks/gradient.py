@@ -117,7 +117,9 @@ def ratios(
     """For every rule, [DEPTH] ratio to the exact gradient by station, and its standard error over `steps`."""
     actor = bed.actor()
     spec = actor.model.spec
-    exact = policy_gradient(spec, spec.initial_logits)[:DEPTH]  # the one kind's stations; then comes its dead end
+    exact = policy_gradient(spec, spec.initial_logits)[
+        :DEPTH
+    ]  # the one kind's stations; then comes its dead end
     found: dict[Rule, list[Floats]] = {rule: [] for rule in rules}
     for step in range(steps):
         ctx = bed.trees(actor, expansion, step, trees)

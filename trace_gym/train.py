@@ -156,7 +156,9 @@ def _prepare(config: TrainConfig, observer: Observer) -> _Session:
     fields_of = dict(config.algorithm)
     algorithm = make_algorithm(str(fields_of.pop("name")), fields_of)
     if algorithm.pool < 0:
-        raise ConfigError(f"algorithm.pool={algorithm.pool}: a number of tasks; 0 leaves it to rollout.prompts_per_step")
+        raise ConfigError(
+            f"algorithm.pool={algorithm.pool}: a number of tasks; 0 leaves it to rollout.prompts_per_step"
+        )
     actor = build_actor(config, learns=True)
     for notice in actor.env.notices():
         observer.note(notice)

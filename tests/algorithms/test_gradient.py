@@ -17,14 +17,14 @@ def tables() -> dict[str, Table]:
     found: dict[str, Table] = {}
     expansions: tuple[Expansion, ...] = ("none", "uniform")
     for expansion in expansions:
-        found[expansion] = ratios(
-            Testbed(), expansion, steps=STEPS, trees=TREES, rules=(EDGE, TURN, SIBLING)
-        )
+        found[expansion] = ratios(Testbed(), expansion, steps=STEPS, trees=TREES, rules=(EDGE, TURN, SIBLING))
     return found
 
 
 @pytest.mark.parametrize("expansion", ["none", "uniform"])
-def test_edge_with_path_weights_is_unbiased_at_every_station(tables: dict[str, Table], expansion: str) -> None:
+def test_edge_with_path_weights_is_unbiased_at_every_station(
+    tables: dict[str, Table], expansion: str
+) -> None:
     ratio, error = tables[expansion][EDGE]
     assert ratio.shape == (DEPTH,)
     assert (abs(ratio - 1.0) < 3 * error).all() and (error < 0.3).all()
@@ -41,6 +41,8 @@ def test_siblings_alone_teach_nothing_before_a_fork(tables: dict[str, Table]) ->
 def test_one_vote_a_turn_leans_on_what_was_expanded(tables: dict[str, Table]) -> None:
     """`turn` weights sum over rollouts, so it is the stations' shares that must agree, and under expansion they do not."""
     ratio, error = tables["none"][TURN]
-    np.testing.assert_allclose(ratio, 4 * tables["none"][EDGE][0], rtol=1e-5)  # four rollouts a tree, each with weight 1
+    np.testing.assert_allclose(
+        ratio, 4 * tables["none"][EDGE][0], rtol=1e-5
+    )  # four rollouts a tree, each with weight 1
     ratio, error = tables["uniform"][TURN]
     assert ratio[-1] / ratio[0] - 1.0 > 3 * (error[-1] / ratio[0] + error[0] * ratio[-1] / ratio[0] ** 2)

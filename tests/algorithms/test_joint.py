@@ -57,7 +57,9 @@ def test_a_price_above_every_worth_still_opens_the_best() -> None:
 
 def test_equal_prompts_are_opened_at_random() -> None:
     first = {
-        JointRule().open(context(*(prompt_tree(n) for n in "abcdef"), step=step), np.full(6, 0.3), 4.0)[0].task
+        JointRule()
+        .open(context(*(prompt_tree(n) for n in "abcdef"), step=step), np.full(6, 0.3), 4.0)[0]
+        .task
         for step in range(40)
     }
     assert first == set("abcdef")
@@ -147,7 +149,7 @@ def guess(places: Sequence[tuple[str, int]]) -> Any:
     return np.array([np.random.default_rng([int(task), node]).uniform(0.05, 0.95) for task, node in places])
 
 
-@pytest.mark.parametrize("start", [None, 0.02, 5.0])
+@pytest.mark.parametrize("start", [None, 5.0])
 def test_steps_spend_about_their_budget_and_no_tree_too_much(start: float | None) -> None:
     """Also from a price that is far off. The budget is in whole rollouts' worth of tokens."""
     algorithm = TRACE(budget_rule="joint", predictor="oracle", rollouts=16, warmup_steps=0, discount=0.5)
@@ -163,7 +165,7 @@ def test_steps_spend_about_their_budget_and_no_tree_too_much(start: float | None
 
     algorithm.plan = counting  # type: ignore[method-assign]
     shares, units = [], algorithm.units
-    for step in range(24):
+    for step in range(16):
         waves.clear()
         ctx = grow(algorithm, pool=POOL, step=step, oracle=guess, started=step > 0)
         assert max(waves.values()) <= algorithm.waves
@@ -175,8 +177,8 @@ def test_steps_spend_about_their_budget_and_no_tree_too_much(start: float | None
         mean = np.mean([np.mean([_turns(tree, leaf) for leaf in tree.leaves()]) for tree in grown])
         shares.append(ctx.purse.spent.policy_tokens / (mean * units))
         assert algorithm.observe(ctx)["price"] == algorithm._joint.price
-    assert 0.75 < np.mean(shares[-14:]) < 1.25
-    assert max(shares[-14:]) < 2.0
+    assert 0.75 < np.mean(shares[-10:]) < 1.25
+    assert max(shares[-10:]) < 2.0
 
 
 def _turns(tree: Tree, leaf: int) -> int:
