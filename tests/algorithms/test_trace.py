@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.support import growing
 from tests.support.growing import Moody, WideWalk, credits_of, grow, stroll
 from tests.support.walk import RENDERER, walker
 from trace_gym.actor import build_actor
@@ -104,9 +105,37 @@ def test_there_is_no_second_wave() -> None:
     assert ctx.purse.spent.rollout_units <= 20 * (1 + 4 / 2)
 
 
-def test_no_prompt_waits_for_the_rollouts_of_another() -> None:
-    """While one prompt's first turns are held back, all others run to the end of their second stage."""
-    algorithm = trace(prefix_stage="uniform", root_stage="uniform", rollouts=36, group=4)
+HELD = "7"
+
+
+class NamedWalk(WideWalk):
+    """Prompts tell tasks apart."""
+
+    def begin(self, task_id: str, rng: np.random.Generator) -> Any:
+        return dataclasses.replace(super().begin(task_id, rng), observation=f"task {task_id}")
+
+
+class Keeping(Moody):
+    """Serves the requests of one task only when there are no others."""
+
+    def poll(self, timeout_s: float) -> list[Completion]:
+        name = RENDERER.encode(f"task {HELD}")[:6]
+        mine = [i for i, request in self._waiting.items() if _holds(request.tokens.tolist(), list(name))]
+        others = [i for i in self._waiting if i not in mine]
+        return [self._complete(i) for i in others or mine]
+
+
+def _holds(text: list[int], part: list[int]) -> bool:
+    return any(text[i : i + len(part)] == part for i in range(len(text)))
+
+
+def test_no_prompt_waits_for_the_rollouts_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one prompt's rollouts are held back, all others run to the end of their second stage."""
+    lockstep = dataclasses.replace(
+        growing.SETTINGS, lockstep=True
+    )  # else it waits for environments, and all looks idle
+    monkeypatch.setattr(growing, "SETTINGS", lockstep)
+    algorithm = trace(root_stage="uniform", rollouts=36, group=4)
     seen: list[dict[str, int]] = []
     plan = algorithm.plan
 
@@ -116,39 +145,11 @@ def test_no_prompt_waits_for_the_rollouts_of_another() -> None:
         return plan(ctx)
 
     algorithm.plan = watching  # type: ignore[method-assign]
-    env = FarWalk()
-    ctx = step_of(algorithm, engine=Keeping(walker(stroll)), env=env)
+    ctx = step_of(algorithm, engine=Keeping(walker(stroll)), env=NamedWalk())
     (when_it_ended,) = seen
-    others = [task for task in POOL if task != HELD]
-    assert when_it_ended[HELD] == 0 and len(continued(ctx.trees[HELD])) > 0
-    for task in others:
-        assert when_it_ended[task] == len(continued(ctx.trees[task]))
-    assert sum(when_it_ended.values()) > 0
-
-
-HELD = "7"
-
-
-class FarWalk(WideWalk):
-    """Prompts tell tasks apart."""
-
-    def begin(self, task_id: str, rng: np.random.Generator) -> Any:
-        opening = super().begin(task_id, rng)
-        return dataclasses.replace(opening, observation=f"task {task_id}")
-
-
-class Keeping(Moody):
-    """Serves the requests of one task only when there are no others."""
-
-    def poll(self, timeout_s: float) -> list[Completion]:
-        name = RENDERER.encode(f"task {HELD}")
-        mine = [i for i, request in self._waiting.items() if _holds(request.tokens.tolist(), list(name))]
-        others = [i for i in self._waiting if i not in mine]
-        return [self._complete(i) for i in others or mine]
-
-
-def _holds(text: list[int], part: list[int]) -> bool:
-    return any(text[i : i + len(part)] == part for i in range(len(text)))
+    assert when_it_ended.pop(HELD) == 0 and len(continued(ctx.trees[HELD])) > 0
+    assert when_it_ended == {task: len(continued(ctx.trees[task])) for task in POOL if task != HELD}
+    assert sum(when_it_ended.values()) > 5
 
 
 def test_rollouts_of_one_turn_leave_nothing_to_fork_and_nothing_is_billed() -> None:
@@ -218,7 +219,7 @@ def test_inverse_weights_keep_the_uniform_objective() -> None:
     assert len(credits) == 3 and len({round(chance[t], 6) for t in POOL}) > 5
     for task, credit in credits.items():
         np.testing.assert_allclose(credit.weight, node_weights(ctx.trees[task]) / chance[task])
-    total, steps = dict.fromkeys(POOL, 0.0), 2000
+    total, steps = dict.fromkeys(POOL, 0.0), 500
     planted = planted_at(STEP)
     for step in range(STEP, STEP + steps):
         drawn = algorithm.plan(dataclasses.replace(planted, step=step))
@@ -264,7 +265,7 @@ def test_without_exploration_hopeless_prompts_get_nothing() -> None:
     spent = {}
     for epsilon in (0.0, 0.4):
         shares = []
-        for step in range(STEP, STEP + 20):
+        for step in range(STEP, STEP + 12):
             branches = trace(epsilon=epsilon).plan(
                 dataclasses.replace(planted_at(STEP), step=step, oracle=split)
             )
@@ -273,22 +274,45 @@ def test_without_exploration_hopeless_prompts_get_nothing() -> None:
     assert spent[0.0] == 0.0 and 0.08 < spent[0.4] < 0.3
 
 
-def test_more_rollouts_than_the_pool_can_take_are_not_spent() -> None:
-    assert step_of(trace(rollouts=80, cap=3, continuations=0)).purse.spent.rollout_units == 27
-    assert step_of(trace(rollouts=80, root_stage="uniform", group=3, prefix_stage="off")).purse.spent.rollout_units == 27  # fmt: skip
-    assert step_of(trace(rollouts=80, root_stage="off", continuations=1)).purse.spent.rollout_units < 80
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"selection": "group", "rollouts": 4, "group": 8}, "no prompt would ever be opened"),
+        ({"selection": "sample", "rollouts": 7}, "group=8"),
+        ({"waves": 0}, "waves"),
+        ({"discount": 1.5}, "discount"),
+        ({"prior_rollouts": -1.0}, "prior_rollouts"),
+        ({"epsilon": 1.5}, "epsilon"),
+        ({"rollouts": 1}, "at least 2"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        trace(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "units"),
+    [
+        ({"cap": 3, "continuations": 0}, 27),
+        ({"root_stage": "uniform", "group": 3, "prefix_stage": "off"}, 27),
+        ({"root_stage": "off", "continuations": 0, "prefix_stage": "uniform"}, 9),
+    ],
+)
+def test_more_rollouts_than_the_pool_can_take_are_not_spent(fields: dict[str, Any], units: int) -> None:
+    assert step_of(trace(rollouts=80, **fields)).purse.spent.rollout_units == units
 
 
 # ---- order of arrival -----------------------------------------------------------------------------------------------
 
-PREDICTORS = ("oracle", "constant", "beta", "network", "shuffled", "ensemble")
+PREDICTORS = ("oracle", "beta", "network", "shuffled")
 
 
 @pytest.mark.parametrize("rule", ["stages", "joint"])
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_trees_do_not_depend_on_the_order_of_completions(rule: Any, predictor: Any) -> None:
     found = []
-    for order in (None, 1, 2):
+    for order in (None, 1):
         algorithm = trace(budget_rule=rule, predictor=predictor, width=8, rollouts=16, warmup_steps=0)
         found.append(step_of(algorithm, order=order))
     one = found[0].trees
@@ -401,13 +425,12 @@ def test_calibration_is_of_the_predictions_made_before_learning() -> None:
 def test_metrics_are_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "runs.md").read_text()
     for rule in ("stages", "joint"):
-        algorithm = trace(budget_rule=rule, predictor="network", width=8)
-        for step in (STEP, STEP + 1):
-            metrics = algorithm.observe(step_of(algorithm, step=step, started=step > STEP))
-        assert metrics
+        algorithm = trace(budget_rule=rule, predictor="network", width=8, rollouts=8)
+        metrics = algorithm.observe(step_of(algorithm))
+        assert len(metrics) > 9
         for name in metrics:
             first, _, rest = name.partition("_")
-            assert f"`{name}`" in page or f"`{first}_…`" in page and f"`{rest}`" in page, name
+            assert f"`{name}`" in page or (f"`{first}_…`" in page and f"`{rest}`" in page), name
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------
@@ -443,16 +466,15 @@ class Dying(Silent):
 
 
 @pytest.mark.parametrize(
-    "setting",
+    "fields",
     [
-        "algorithm.predictor=network",
-        "algorithm.budget_rule=joint",
-        "algorithm={budget_rule: joint, predictor: ensemble, thompson: true}",
-        "algorithm={selection: sample, inverse_weights: true, predictor: beta}",
+        "predictor: network",
+        "budget_rule: joint, predictor: ensemble, thompson: true",
+        "selection: sample, inverse_weights: true, predictor: beta",
     ],
 )
-def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path, setting: str) -> None:
-    more = [setting] if "{" not in setting else _spread(setting)
+def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path, fields: str) -> None:
+    more = [f"algorithm.{field.replace(': ', '=')}" for field in fields.split(", ")]
     whole = train(relay(tmp_path / "whole", *more), Silent())
     with pytest.raises(KeyboardInterrupt):
         train(relay(tmp_path / "cut", *more), Dying())
@@ -462,11 +484,6 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path, setting: str) 
     np.testing.assert_equal(numbers(resumed), numbers(whole))
 
 
-def _spread(setting: str) -> Iterator[str] | list[str]:
-    section, _, inside = setting.partition("=")
-    return [f"{section}.{part.strip().replace(': ', '=')}" for part in inside.strip("{}").split(",")]
-
-
 def test_hopeless_tasks_are_left_alone_by_a_predictor_that_knows() -> None:
     """Half of the kinds can never be solved. After warm-up they get the explored share and no more."""
     setup = load_config(None, [*RELAY, "env.options={kinds: 8, mix: {never: 1, '0.5': 1}}"])
@@ -474,7 +491,7 @@ def test_hopeless_tasks_are_left_alone_by_a_predictor_that_knows() -> None:
     tasks = actor.env.tasks("train")
     for epsilon, most in ((0.0, 0.0), (0.2, 0.2)):
         wasted = rollouts = 0.0
-        for step in range(12):
+        for step in range(5):
             algorithm = TRACE(rollouts=16, epsilon=epsilon, predictor="oracle")
             pool = tasks[16 * step : 16 * (step + 1)]
             run, ledger = RunContext(seed=0, tasks=tasks), Ledger()
@@ -492,5 +509,5 @@ def test_hopeless_tasks_are_left_alone_by_a_predictor_that_knows() -> None:
             for task, tree in ctx.trees.items():
                 wasted += tree.cost().rollout_units * task.startswith("never")
                 rollouts += tree.cost().rollout_units
-        assert rollouts > 12 * 16
+        assert rollouts > 5 * 16
         assert wasted / rollouts <= most + 0.05

@@ -26,7 +26,6 @@ RELAY = (
 )
 GOOD = Cell("good", 1, RELAY, greedy=False)
 WRONG = Cell("wrong", 1, (*RELAY, "algorithm.name=nothing"), greedy=False)
-BROKEN = Cell("broken", 1, (*RELAY, "algorithm.name=tests.benchmarks.absent:Absent"), greedy=False)
 
 
 class Finished:
@@ -63,6 +62,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POLL_S", 0.02)
 
 
+@pytest.mark.timeout(600)  # a process of its own: slow to start where the machine is busy
 def test_a_batch_in_a_worker_process_runs_past_a_mistake(tmp_path: Path) -> None:
     said: list[str] = []
     wrong, good = run_cells([WRONG, GOOD], tmp_path, workers=1, batch=2, say=said.append)
@@ -97,7 +97,7 @@ def test_an_unfinished_cell_starts_in_an_empty_folder(
 ) -> None:
     class Nothing:
         def __init__(self, *words: Any, **more: Any) -> None:
-            self.stdin = open(tmp_path / "stdin", "wb")
+            self.stdin = (tmp_path / "stdin").open("wb")
 
     monkeypatch.setattr("subprocess.Popen", Nothing)
     left = GOOD.folder(tmp_path) / "run" / "metrics.parquet"
