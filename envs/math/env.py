@@ -25,7 +25,7 @@ from trace_gym.envs.math.judge import default_judge
 from trace_gym.envs.math.problems import BuiltinSource, read_difficulty
 from trace_gym.envs.math.sources import load_source
 from trace_gym.envs.math.task import Problem, Source, ToolName, ToolUse
-from trace_gym.envs.records import SPLITS, BadLine, OnBadLine, skipped_lines
+from trace_gym.envs.taskfiles import SPLITS, BadLine, OnBadLine, skipped_lines
 from trace_gym.errors import ConfigError, TaskError
 
 __all__ = ["MathEnv", "MathState"]

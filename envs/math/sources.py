@@ -1,4 +1,4 @@
-"""Problems from files: GSM8K-format or MATH-like records (see `trace_gym.envs.records` for files, ids and splits)."""
+"""Problems from files: GSM8K-format or MATH-like records (see `trace_gym.envs.taskfiles` for files, ids and splits)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from trace_gym.envs.actions import format_answer
 from trace_gym.envs.math.answer_text import MAX_CHARS, normalised
 from trace_gym.envs.math.task import Problem, Step
-from trace_gym.envs.records import (
+from trace_gym.envs.taskfiles import (
     BadLine,
     OnBadLine,
     RecordSource,

@@ -1,4 +1,4 @@
-"""Questions from files: HotpotQA, 2WikiMultiHopQA and MuSiQue in their own schemas (`trace_gym.envs.records` says how
+"""Questions from files: HotpotQA, 2WikiMultiHopQA and MuSiQue in their own schemas (`trace_gym.envs.taskfiles` says how
 files, ids and splits work).
 
 - HotpotQA (Yang et al. 2018) and 2WikiMultiHopQA (Ho et al. 2020): `question, answer, supporting_facts, context`, and
@@ -18,7 +18,10 @@ from functools import lru_cache
 from typing import Any
 
 from trace_gym.envs.actions import format_answer
-from trace_gym.envs.records import (
+from trace_gym.envs.search_qa.answers import normalised
+from trace_gym.envs.search_qa.retriever import Document
+from trace_gym.envs.search_qa.task import MAX_HOPS, Hop, Question
+from trace_gym.envs.taskfiles import (
     BadLine,
     OnBadLine,
     RecordSource,
@@ -26,9 +29,6 @@ from trace_gym.envs.records import (
     checked_text,
     load_records,
 )
-from trace_gym.envs.search_qa.answers import normalised
-from trace_gym.envs.search_qa.retriever import Document
-from trace_gym.envs.search_qa.task import MAX_HOPS, Hop, Question
 
 __all__ = ["FileSource", "load_questions"]
 
