@@ -157,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _read(self, length: int) -> bytes:
         body, end = b"", time.monotonic() + BODY_S
         while len(body) < length:
-            part = self.rfile.read1(min(length - len(body), 1 << 16))  # type: ignore[attr-defined]
+            part = self.rfile.read1(min(length - len(body), 1 << 16))
             if not part or time.monotonic() > end:
                 raise _Refused(408, "the body was cut short, or took too long")
             body += part
