@@ -172,7 +172,7 @@ class SearchQAEnv(ForkableEnv[SearchState]):
         hits = self._retriever.search(query, k)
         shown = [(hit, snippet(hit.text, query, self._snippet_chars)) for hit in hits]
         after = _shown(state, Use("search", query), shown)
-        lines = [f"{i}. {shorten(hit.title, 200)}: {text}" for i, (hit, text) in enumerate(shown, 1)]
+        lines = [f"{i}. {_title(hit)}: {text}" for i, (hit, text) in enumerate(shown, 1)]
         return Turn.go(after, "\n".join(lines) or "nothing found", extra=_facts(after))
 
     def _open(self, state: SearchState, arguments: dict[str, Any]) -> Turn[SearchState]:
@@ -183,7 +183,7 @@ class SearchQAEnv(ForkableEnv[SearchState]):
             return Turn.go(after, "nothing has this title; search for it", extra=_facts(after))
         text = shorten(" ".join(hit.text.split()), self._passage_chars)
         after = _shown(state, Use("open", title), [(hit, text)], whole=True)
-        return Turn.go(after, f"{shorten(hit.title, 200)}: {text}", extra=_facts(after))
+        return Turn.go(after, f"{_title(hit)}: {text}", extra=_facts(after))
 
     def _judged(self, state: SearchState, answer: str) -> Turn[SearchState]:
         score = f1(answer, state.question.answers)
@@ -323,6 +323,10 @@ def _shown(
             if title_key(hop.title) == title_key(hit.title) and (complete or holds(text, hop.value)):
                 found.add(index)
     return SearchState(state.question, (*state.uses, use), tuple(seen), tuple(sorted(found)))
+
+
+def _title(hit: Hit) -> str:
+    return shorten(" ".join(hit.title.split()), 200)
 
 
 def _digest(title: str, text: str) -> str:
