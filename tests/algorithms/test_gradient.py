@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from trace_gym.benchmarks.gradient import DEPTH, Expansion, Rule, Testbed, ratios
+from trace_gym.benchmarks import gradient
+from trace_gym.benchmarks.gradient import DEPTH, Expansion, Rule, ratios
 
 STEPS, TREES = 12, 48
 EDGE: Rule = ("edge", "path")
@@ -17,7 +18,9 @@ def tables() -> dict[str, Table]:
     found: dict[str, Table] = {}
     expansions: tuple[Expansion, ...] = ("none", "uniform")
     for expansion in expansions:
-        found[expansion] = ratios(Testbed(), expansion, steps=STEPS, trees=TREES, rules=(EDGE, TURN, SIBLING))
+        found[expansion] = ratios(
+            gradient.Testbed(), expansion, steps=STEPS, trees=TREES, rules=(EDGE, TURN, SIBLING)
+        )
     return found
 
 
