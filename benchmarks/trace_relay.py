@@ -88,18 +88,6 @@ PICTURED = (
     "trace-constant",
 )
 HARD = ("grpo", "pcl", "tree_grpo", "treepo", "trace", "root-only", "root-sample", "joint", "trace-oracle")
-    "grpo",
-    "loo",
-    "dapo",
-    "pcl",
-    "tree_grpo",
-    "trace",
-    "root-only",
-    "root-group",
-    "root-sample",
-    "joint",
-    "trace-oracle",
-)
 CONTROLLED = ("grpo", "trace", "root-only")  # arms that run on the control mixes
 
 
