@@ -62,7 +62,7 @@ class JointRule:
     def open(self, ctx: StepContext, v: Floats, units: float) -> list[Branch]:
         """A pair of rollouts for each prompt whose opening is worth the price; `v` [P] predicts their success.
 
-        At most half of the step's `units` opens prompts. The first price is that of the pair which spends the half. Prompts worth
+        At most half of the step's `units` opens prompts. The first price is that of the pair which spends it. Prompts worth
         at least half of the best are opened whatever the price: it also has to hold back draws that are worth more than any
         opening, and would else close all prompts at once, step about.
         """
