@@ -25,9 +25,9 @@ def context(*trees: Tree, step: int = 5) -> StepContext:
     return StepContext(run=run, step=step, trees=dict(zip(tasks, trees, strict=True)), idle=tuple(tasks))
 
 
-def opened(tree: Tree, *, units: float = 50.0, **fields: Any) -> JointRule:
-    """A rule that has opened the tree, at `PRICE`."""
-    rule = JointRule(price=PRICE, coverage=0.2, **fields)
+def opened(tree: Tree, *, units: float = 50.0, price: float = PRICE, **fields: Any) -> JointRule:
+    """A rule that has opened the tree, at `price`."""
+    rule = JointRule(price=price, coverage=0.2, **fields)
     assert rule.open(context(tree), np.array([0.5]), units) == [Branch(tree.task_id, count=OPENING)]
     return rule
 
@@ -46,7 +46,7 @@ def test_it_opens_pairs_by_worth_and_the_first_price_is_that_of_the_last() -> No
     ctx = context(*(prompt_tree(name) for name in "abcdef"))
     v = np.array([0.0, 0.5, 0.9, 0.4, 1.0, 0.2])
     assert rule.open(ctx, v, 12.0) == [Branch(task, count=2) for task in "bdf"]  # half of 12 units, in pairs
-    assert rule.price == pytest.approx(2 * 0.2 * 0.8 + 0.05)
+    assert rule.price == pytest.approx(0.2 * 0.8 * 2 * (1 - 2 / 16) + 0.05)  # v (1-v) h(2) + coverage / 2
 
 
 def test_a_price_above_every_worth_still_opens_the_better_ones() -> None:
@@ -80,7 +80,9 @@ def test_coverage_opens_what_a_sure_prediction_would_not() -> None:
 @pytest.mark.parametrize(("enough", "waves"), [(8, [4, 2, 0]), (4, [2, 0]), (2, [0])])
 def test_a_prompt_with_both_outcomes_is_deepened_to_a_group(enough: int, waves: list[int]) -> None:
     tree = star([0.0, 1.0])
-    rule = opened(tree, enough=enough)
+    rule = opened(
+        tree, enough=enough, price=0.05
+    )  # the last draw of a group of 8 is worth h(8) - h(7) = 0.0625
     for wave in waves:
         assert deepen(rule, tree, [0.5]) == ({0: wave} if wave else {})
         for _ in range(wave):
@@ -93,13 +95,14 @@ def test_the_group_of_trace_is_what_is_enough() -> None:
 
 @pytest.mark.parametrize(("reward", "predicted"), [(0.0, 0.9), (1.0, 0.1)])
 def test_a_prompt_with_one_outcome_is_forked_where_it_may_flip(reward: float, predicted: float) -> None:
-    """Prior 4 and one draw: f = 4 x 0.9 / 5 = 0.72. Gains 2f = 1.44, 3f(1-f) = 0.60, 4f(1-f)^2 = 0.23; elsewhere f = 0."""
+    """Prior 4 and one draw: f = 4 x 0.9 / 5 = 0.72. Gains f h(2) = 1.26, f (1-f) h(3) = 0.49, f (1-f)^2 h(4) = 0.17;
+    elsewhere f = 0."""
     tree = prompt_tree()
     leaf = add_rollout(tree, 0, 3, reward=reward)
     add_rollout(tree, 0, 3, reward=reward)
     _, first, second, _ = tree.path(leaf)
     sure = reward  # predicted to end as they did
-    rule = opened(tree)
+    rule = opened(tree, price=0.4)
     assert deepen(rule, tree, [sure, sure, predicted], [0, first, second]) == {second: 2}
 
 
@@ -108,8 +111,10 @@ def test_every_contrast_makes_the_next_one_in_the_tree_worth_less() -> None:
     leaf = add_rollout(tree, 0, 2, reward=0.0)
     add_rollout(tree, 0, 2, reward=1.0)
     anchor = tree.path(leaf)[1]
-    assert set(deepen(opened(tree, enough=2), tree, [0.5, 0.9], [0, anchor])) == {anchor}  # 1.44 / 2 > PRICE
-    assert deepen(opened(tree, enough=2, discount=0.3), tree, [0.5, 0.9], [0, anchor]) == {}
+    assert set(deepen(opened(tree, enough=2, price=0.3), tree, [0.5, 0.9], [0, anchor])) == {
+        anchor
+    }  # f h(2) D = 0.36
+    assert deepen(opened(tree, enough=2, price=0.3, discount=0.3), tree, [0.5, 0.9], [0, anchor]) == {}
 
 
 def test_a_place_where_nothing_was_scored_offers_nothing() -> None:
