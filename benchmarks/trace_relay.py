@@ -20,7 +20,7 @@ from trace_gym.benchmarks.cells import Cell, area, read_cells, run_cells
 __all__ = ["ARMS", "BUDGET", "CONTROLS", "MIXES", "RATES", "cells", "tuned"]
 
 BUDGET = 6_000  # sampled tokens: one each turn
-RATES = (0.2, 0.4, 0.8)
+RATES = (0.2, 0.4, 0.8, 1.6)
 SEEDS = tuple(range(10))
 TUNING_SEEDS = (100, 101)
 MIXES = ("broad", "hard")
