@@ -66,22 +66,22 @@ def main(words: Sequence[str] | None = None) -> None:
     own = (f"seed={given.seed}", f"budget.steps={given.steps}", f"policy.path={out / 'cold'}", f"out={out}")
     config = load_config(None, [*SETTINGS, *own, "name=grpo"])
     with LiveDisplay() as display:
-        base = str(models.get(BASE, note=display.note))
-        _teach(out / "cold", base, config, display)
+        models.get(BASE, note=display.note)
+        _teach(out / "cold", config, display)
         run = _learn(out / "grpo", config, display)
-        _zero_shot(out / "zero_shot.json", base, config, display)
+        _zero_shot(out / "zero_shot.json", config, display)
     print(report(out, run))
 
 
-def _of(config: TrainConfig, policy: str) -> TrainConfig:
-    return config.model_copy(update={"policy": config.policy.model_copy(update={"path": policy})})
+def _of_base(config: TrainConfig) -> TrainConfig:
+    return config.model_copy(update={"policy": config.policy.model_copy(update={"path": BASE})})
 
 
-def _teach(cold: Path, base: str, config: TrainConfig, observer: Observer) -> None:
+def _teach(cold: Path, config: TrainConfig, observer: Observer) -> None:
     if (cold / "warmup.json").exists():
         return
     env = make_env(config.env.id, config.env.options)
-    policy = _of(config, base).policy
+    policy = _of_base(config).policy
     cold_start(
         cold, policy=policy, env=env, seed=config.seed, steps=COLD_STEPS, batch=COLD_BATCH, observer=observer
     )
@@ -94,11 +94,11 @@ def _learn(folder: Path, config: TrainConfig, observer: Observer) -> RunFolder:
     return train(run.config(), observer, resume=run)
 
 
-def _zero_shot(file: Path, base: str, config: TrainConfig, observer: Observer) -> None:
+def _zero_shot(file: Path, config: TrainConfig, observer: Observer) -> None:
     if file.exists():
         return
     fewer = config.eval.model_copy(update={"tasks": ZERO_SHOT_TASKS})
-    found = evaluate_policy(_of(config, base).model_copy(update={"eval": fewer}), observer=observer)
+    found = evaluate_policy(_of_base(config).model_copy(update={"eval": fewer}), observer=observer)
     file.write_text(json.dumps(evaluation_row("eval", found), indent=1))
 
 

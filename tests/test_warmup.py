@@ -10,15 +10,23 @@ import pytest
 import torch
 
 from trace_gym.config import LoraConfig, PolicyConfig
+from trace_gym.envs.math.env import MathEnv
 from trace_gym.errors import ConfigError
-from trace_gym.plugins import make_env
 from trace_gym.policy import Policy, TensorBatch
 from trace_gym.render import ChatRenderer
 from trace_gym.seeding import keyed_rng
 from trace_gym.tiny import load_policy_folder
 from trace_gym.warmup import cold_start, demonstrate, demonstration_row
 
-ENV = make_env("trace_gym/Math-v0", {"difficulty": "1"})
+
+class Stubborn(MathEnv):
+    """Demonstrates one answer to everything."""
+
+    def novice_action(self, rng: np.random.Generator, **chances: float) -> str:
+        return "<answer>7</answer>"
+
+
+ENV = Stubborn(difficulty=1)
 
 
 def loss_of(folder: Path) -> float:
@@ -37,17 +45,17 @@ def loss_of(folder: Path) -> float:
 def test_a_cold_start_teaches_and_leaves_a_plain_folder(policy: Path, tmp_path: Path, rank: int) -> None:
     out = tmp_path / "taught"
     settings = PolicyConfig(path=str(policy), lora=LoraConfig(rank=rank), share_prefix=rank > 0)
-    metrics = cold_start(out, policy=settings, env=ENV, steps=12, lr=5e-3, batch=8)
+    metrics = cold_start(out, policy=settings, env=ENV, steps=16, lr=1e-2, batch=8)
     names = {path.name for path in out.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "warmup.json"} <= names
     assert not any("adapter" in name for name in names)
     about = json.loads((out / "warmup.json").read_text())
-    assert (about["from"], about["lora_rank"], about["steps"]) == (str(policy), rank, 12)
+    assert (about["from"], about["lora_rank"], about["steps"]) == (str(policy), rank, 16)
     assert about["loss"] == metrics["loss"] and np.isfinite(metrics["loss"])
     whole = sum(p.numel() for p in load_policy_folder(policy)[0].parameters())
     learned = metrics["learned_parameters"]
     assert learned == whole if rank == 0 else 0 < learned < whole
-    assert loss_of(out) < 0.9 * loss_of(policy)
+    assert loss_of(out) < 0.5 * loss_of(policy)
 
 
 def test_the_same_seed_gives_the_same_policy(policy: Path, tmp_path: Path) -> None:
