@@ -10,7 +10,7 @@ STEPS, TREES = 12, 48
 EDGE: Rule = ("edge", "path")
 TURN: Rule = ("edge", "turn")
 SIBLING: Rule = ("sibling", "path")
-Table = dict[Rule, tuple[np.ndarray, np.ndarray]]  # type: ignore[type-arg]
+Table = dict[Rule, tuple[np.ndarray, np.ndarray]]
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def test_stage_two_spends_its_share_of_a_tree_on_flips_of_what_was_seen(continua
         v = guess([(task, node) for node in places])
         f = np.where(own_returns(seen)[places] > 0.5, 1.0 - v, v)
         budget = bare(tree) * continuations
-        expected = allocate_prefixes(f, budget, rng=ctx.rng("prefixes", task)) if places else []
+        expected: Any = allocate_prefixes(f, budget, rng=ctx.rng("prefixes", task)) if places else []
         assert continued(tree) == {node: k for node, k in zip(places, expected, strict=True) if k}
         assert sum(continued(tree).values()) == (budget if places else 0)
         forked += bool(places)
