@@ -62,14 +62,17 @@ class JointRule:
     def open(self, ctx: StepContext, v: Floats, units: float) -> list[Branch]:
         """A pair of rollouts for each prompt whose opening is worth the price; `v` [P] predicts their success.
 
-        At most half of the step's `units` opens prompts. The first price is that of the pair which spends the half.
+        At most half of the step's `units` opens prompts. The first price is that of the pair which spends the half. Prompts worth
+        at least half of the best are opened whatever the price: it also has to hold back draws that are worth more than any
+        opening, and would else close all prompts at once, step about.
         """
         worth = 2.0 * v * (1.0 - v) + self.coverage / OPENING  # per rollout
         order = np.lexsort((ctx.rng("open").permutation(len(v)), -worth))
         most = min(len(v), max(1, int(units / 2 / OPENING)))
         if math.isnan(self.price):
             self.price = float(worth[order[most - 1]])
-        chosen = [int(i) for i in order[:most] if worth[i] >= self.price] or [int(order[0])]
+        bar = min(self.price, float(worth.max()) / 2)
+        chosen = [int(i) for i in order[:most] if worth[i] >= bar]
         tasks = [ctx.pool[i] for i in sorted(chosen)]
         self._plans = dict.fromkeys(tasks, 1)
         self._left = dict.fromkeys(tasks, SHARES * (units / len(tasks) - OPENING))
