@@ -62,14 +62,17 @@ class JointRule:
     def open(self, ctx: StepContext, v: Floats, units: float) -> list[Branch]:
         """A pair of rollouts for each prompt whose opening is worth the price; `v` [P] predicts their success.
 
-        At most half of the step's `units` opens prompts. The first price is that of the pair which spends the half.
+        At most half of the step's `units` opens prompts. The first price is that of the pair which spends the half. What is
+        worth at least half of the best prompt is opened whatever the price: draws in open trees can be worth more than any
+        opening, so a price that holds those back would close all prompts at once.
         """
         worth = 2.0 * v * (1.0 - v) + self.coverage / OPENING  # per rollout
         order = np.lexsort((ctx.rng("open").permutation(len(v)), -worth))
         most = min(len(v), max(1, int(units / 2 / OPENING)))
         if math.isnan(self.price):
             self.price = float(worth[order[most - 1]])
-        chosen = [int(i) for i in order[:most] if worth[i] >= self.price] or [int(order[0])]
+        bar = min(self.price, float(worth.max()) / 2)
+        chosen = [int(i) for i in order[:most] if worth[i] >= bar]
         tasks = [ctx.pool[i] for i in sorted(chosen)]
         self._plans = dict.fromkeys(tasks, 1)
         self._left = dict.fromkeys(tasks, SHARES * (units / len(tasks) - OPENING))

@@ -49,10 +49,12 @@ def test_it_opens_pairs_by_worth_and_the_first_price_is_that_of_the_last() -> No
     assert rule.price == pytest.approx(2 * 0.2 * 0.8 + 0.05)
 
 
-def test_a_price_above_every_worth_still_opens_the_best() -> None:
+def test_a_price_above_every_worth_still_opens_the_better_ones() -> None:
+    """Worth 0.05 + 0.18, 0.42, 0.32, 0.0: those of half of the best."""
     rule = JointRule(price=3.0)
-    ctx = context(*(prompt_tree(name) for name in "abc"))
-    assert rule.open(ctx, np.array([0.1, 0.3, 0.2]), 60.0) == [Branch("b", count=2)]
+    ctx = context(*(prompt_tree(name) for name in "abcd"))
+    found = rule.open(ctx, np.array([0.1, 0.3, 0.2, 0.0]), 60.0)
+    assert [branch.task for branch in found] == ["b", "c"]
 
 
 def test_equal_prompts_are_opened_at_random() -> None:
@@ -177,7 +179,7 @@ def test_steps_spend_about_their_budget_and_no_tree_too_much(start: float | None
         mean = np.mean([np.mean([_turns(tree, leaf) for leaf in tree.leaves()]) for tree in grown])
         shares.append(ctx.purse.spent.policy_tokens / (mean * units))
         assert algorithm.observe(ctx)["price"] == algorithm._joint.price
-    assert 0.6 < np.mean(shares[-10:]) < 1.6
+    assert 0.75 < np.mean(shares[-8:]) < 1.25 and np.std(shares[-8:]) < 0.4
 
 
 def _turns(tree: Tree, leaf: int) -> int:
