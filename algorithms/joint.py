@@ -113,11 +113,14 @@ class JointRule:
             flip = 1.0 - v if mean[node] > 0.5 else v
             cost = max(LEAST_COST, float(costs[node]))
             worth = self.discount ** float(mixed.sum() - mixed[node])
+            gain = math.inf
             for k in range(MOST_DRAWS):
-                if not mixed[node]:
-                    yield worth * flip * (1.0 - flip) ** k * self._contrast(n + k + 1), node, cost
+                if mixed[node]:
+                    next_gain = self._contrast(n + k + 1) - self._contrast(n + k)
                 else:
-                    yield worth * (self._contrast(n + k + 1) - self._contrast(n + k)), node, cost
+                    next_gain = flip * (1.0 - flip) ** k * self._contrast(n + k + 1)
+                gain = min(gain, worth * next_gain)  # a draw is not made for the sake of a later one
+                yield gain, node, cost
 
     def _contrast(self, n: float) -> float:
         """h(n): what n draws that hold both outcomes are worth."""

@@ -88,7 +88,8 @@ class World(Protocol[StateT]):
         self, episode: Episode[StateT], state: StateT, name: str, arguments: Mapping[str, Any]
     ) -> Called[StateT]:
         """Call a tool. The environment has checked that there is such a tool now, and its arguments against the
-        schema (`actions.check_arguments`: required ones, names, and if the episode `checks_types`, types and enums)."""
+        schema (`actions.check_arguments`: required ones, names, and if the episode `checks_types`, types and enums).
+        A world behind a service raises `ExternalError` where there is no answer to be had."""
 
     def judge(self, episode: Episode[StateT], state: StateT, user_turn: int, answer: str) -> Judged[StateT]:
         """The agent closed `user_turn` with the message `answer`. In the last turn `success` must be a bool."""

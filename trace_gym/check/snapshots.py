@@ -288,7 +288,10 @@ def _expected(episode: Episode, turn: int) -> list[Shown]:
 
 def _changed_fields(left: Snapshot, right: Snapshot) -> Iterator[str]:
     for name in Snapshot.__struct_fields__:
-        if msgspec.msgpack.encode(getattr(left, name)) != msgspec.msgpack.encode(getattr(right, name)):
+        before, after = (
+            msgspec.msgpack.encode(getattr(s, name), order="deterministic") for s in (left, right)
+        )  # equal dicts may hold their keys in another order
+        if before != after:
             yield name
 
 
