@@ -12,9 +12,14 @@ One step over a pool of P prompts, at a cost of M (1 + N/2) rollout units:
 The paper's full text was not at hand. From two independent notes on it: the two objectives, one shared predictor that only the
 allocator uses, M=1024 and N=2, leaf-weighted targets. Ours, each a field: leave-one-out edge advantages (`advantage`), path
 weights, `draw` targets (the paper's `leaf` is biased by the allocation itself), exploration `epsilon`, uniform warm-up steps,
-`selection="sample"`, and `budget_rule="joint"` (see joint.py). `epsilon=0, target="leaf"` is the published allocation.
+`selection` of whole groups or by drawing, and `budget_rule="joint"` (see joint.py).
 
-    trace-gym train policy.path=POLICY algorithm.name=trace algorithm.pool=64
+`trace_published` is the published allocation: greedy counts, both stages, no exploration, leaf targets. The defaults of `trace`
+are what was ahead of GRPO at equal sampled tokens where we measured it on a language model (benchmarks/results/trace): whole
+groups for the prompts that most probably hold both outcomes, no continuations. `prefix_stage=active` brings them back.
+
+    trace-gym train policy.path=POLICY algorithm.name=trace
+    trace-gym train policy.path=POLICY algorithm.name=trace_published algorithm.rollouts=32
 """
 
 from __future__ import annotations
@@ -48,7 +53,7 @@ from trace_gym.algorithms.predictor import Place, Predictor, PredictorKind, cali
 from trace_gym.errors import ConfigError
 from trace_gym.tree import Tree
 
-__all__ = ["TRACE", "allocate_prefixes", "allocate_roots", "prefix_value", "root_value"]
+__all__ = ["TRACE", "PublishedTRACE", "allocate_prefixes", "allocate_roots", "prefix_value", "root_value"]
 
 Stage = Literal["active", "uniform", "off"]
 SOLVED = 0.5  # a return above it is a success
@@ -62,9 +67,9 @@ class TRACE(Algorithm):
     rollouts: int = 64  # from prompts, per step: M
     continuations: int = 2  # from prefixes, per rollout: N
     root_stage: Stage = "active"  # uniform: equal groups; off: one rollout of M prompts each
-    prefix_stage: Stage = "active"  # uniform: prefixes at random; off: no continuations
+    prefix_stage: Stage = "off"  # of continuations; uniform: prefixes at random
     budget_rule: Literal["stages", "joint"] = "stages"
-    selection: Literal["greedy", "group", "sample"] = "greedy"  # of prompts; greedy is as published
+    selection: Literal["greedy", "group", "sample"] = "group"  # of prompts; greedy is as published
     group: int = (
         8  # rollouts of a prompt where not allocated: uniform, group, sample; joint: enough at an anchor
     )
@@ -224,6 +229,17 @@ class TRACE(Algorithm):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._predictor.load_state_dict(state["predictor"])
         self._joint.load_state_dict(state["joint"])
+
+
+@dataclass(kw_only=True)
+class PublishedTRACE(TRACE):
+    """The published allocation: greedy counts for prompts, then continuations of their prefixes."""
+
+    rollouts: int = 32  # with two continuations each, the cost of 64 rollouts
+    prefix_stage: Stage = "active"
+    selection: Literal["greedy", "group", "sample"] = "greedy"
+    epsilon: float = 0.0
+    target: TargetWeighting = "leaf"
 
 
 def _equal_groups(

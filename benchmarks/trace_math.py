@@ -36,13 +36,8 @@ COMMON = (
     "log.checkpoint_every_steps=0",
     "log.tensorboard=false",
 )
-TRACE = (
-    "name=trace",
-    "pool=64",
-    "rollouts=32",
-    "continuations=2",
-    "width=32",
-)  # 64 rollout units a step, as grpo's
+STAGES = ("selection=greedy", "prefix_stage=active", "continuations=2")
+TRACE = ("name=trace", "pool=64", "rollouts=32", *STAGES, "width=32")  # 64 rollout units a step, as grpo's
 ROOTS = ("name=trace", "pool=64", "rollouts=64", "prefix_stage=off", "width=32")
 ARMS: dict[str, tuple[str, ...]] = {
     "grpo": ("name=grpo", "group=8"),
@@ -50,7 +45,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "trace": TRACE,
     "root-group": (*ROOTS, "selection=group"),
     "joint": (*TRACE, "budget_rule=joint"),
-    "root-only": ROOTS,
+    "root-only": (*ROOTS, "selection=greedy"),
 }
 
 

@@ -41,8 +41,9 @@ COMMON = (
     "log.checkpoint_every_steps=0",
     "log.tensorboard=false",
 )
-TRACE = ("name=trace", "pool=64", "rollouts=32", "continuations=2", "width=32")
-ROOTS = ("name=trace", "pool=64", "rollouts=64", "prefix_stage=off", "width=32")
+STAGES = ("selection=greedy", "prefix_stage=active", "continuations=2")
+TRACE = ("name=trace", "pool=64", "rollouts=32", *STAGES, "width=32")
+ROOTS = ("name=trace", "pool=64", "rollouts=64", "selection=greedy", "prefix_stage=off", "width=32")
 ARMS: Mapping[str, tuple[str, ...]] = {
     "grpo": ("name=grpo",),
     "loo": ("name=grpo", "advantage=loo", "scale=none"),

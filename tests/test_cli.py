@@ -459,7 +459,10 @@ def test_a_broken_environment_is_listed_as_such() -> None:
 
 def test_algorithms_are_listed_with_distribution_sentence_and_fields() -> None:
     text = run("algorithms").stdout
-    assert re.search(r"grpo \(trace-gym\)  Uniform groups.*\n    .*group=8, advantage='group', weights='turn', scale='group_std'", text)
+    assert re.search(
+        r"grpo \(trace-gym\)  Uniform groups.*\n    .*group=8, advantage='group', weights='turn', scale='group_std'",
+        text,
+    )
 
 
 def test_a_broken_algorithm_is_an_error_after_the_others(

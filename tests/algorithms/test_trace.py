@@ -39,7 +39,9 @@ def guess(places: Sequence[Place]) -> Any:
 
 
 def trace(**fields: Any) -> TRACE:
-    return TRACE(**{"rollouts": 20, "continuations": 2, "predictor": "oracle", **fields})
+    """Both stages, counts by greed."""
+    stages = {"selection": "greedy", "prefix_stage": "active", "continuations": 2}
+    return TRACE(**{"rollouts": 20, "predictor": "oracle", **stages, **fields})
 
 
 def step_of(algorithm: TRACE, **fields: Any) -> StepContext:
@@ -446,7 +448,8 @@ RELAY = (
     "log.checkpoint_every_steps=2",
     "eval.tasks=0",
     "budget.steps=5",
-    "algorithm={name: trace, pool: 8, rollouts: 8, group: 4, width: 8, warmup_steps: 1}",
+    "algorithm={name: trace, selection: greedy, prefix_stage: active, pool: 8, rollouts: 8, group: 4, width: 8}",
+    "algorithm.warmup_steps=1",
 )
 
 
@@ -494,7 +497,7 @@ def test_hopeless_tasks_are_left_alone_by_a_predictor_that_knows() -> None:
     for epsilon, most in ((0.0, 0.0), (0.2, 0.2)):
         wasted = rollouts = 0.0
         for step in range(5):
-            algorithm = TRACE(rollouts=16, epsilon=epsilon, predictor="oracle")
+            algorithm = trace(rollouts=16, epsilon=epsilon)
             pool = tasks[16 * step : 16 * (step + 1)]
             run, ledger = RunContext(seed=0, tasks=tasks), Ledger()
             ctx = plant_trees(actor.env, pool, actor.renderer, run, STEP + step, Budget())

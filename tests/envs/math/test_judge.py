@@ -289,7 +289,10 @@ def test_a_killed_worker_costs_the_next_answer_nothing(judge: Judge) -> None:
         pass  # both are warm
     with judge._pool.worker() as worker:
         verdict = worker.judge("1", ENDLESS)
-    assert not verdict.correct and verdict.method in ("timeout", "stalled")  # the latter on a very busy machine
+    assert not verdict.correct and verdict.method in (
+        "timeout",
+        "stalled",
+    )  # the latter on a very busy machine
     assert not running(worker.process.pid)
     verdict, seconds = timed(judge, *RIGHT)
     assert verdict.correct and seconds < 0.5
