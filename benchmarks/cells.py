@@ -28,6 +28,7 @@ from scipy import stats
 __all__ = [
     "FINISHED",
     "Cell",
+    "Floats",
     "Interval",
     "Result",
     "area",

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from trace_gym.benchmarks.cells import FINISHED, Interval, Result, area, curve, paired, read_results
+from trace_gym.benchmarks.cells import FINISHED, Floats, Interval, Result, area, curve, paired, read_results
 
 __all__ = ["Row", "calibration_rows", "main", "rows", "table"]
 
 BASELINE = "grpo"
 PER = 1000  # policy tokens
+LEAST_SEEDS = 5  # of a line in a picture
 MEASURES = ("brier", "ece", "rank_correlation")
 WHERE = ("root", "prefix", "expanded")
 Row = dict[str, float | int | str]
@@ -29,11 +30,7 @@ def rows(results: Iterable[Result], budget: float) -> list[Row]:
     """One row a cell: mix, arm, seed, success at the start, at the end and over the budget, and what was bought."""
     out: list[Row] = []
     results = list(results)
-    starts = {
-        (r.arm.split("/")[0], r.seed): float(curve(r)[1][0])
-        for r in results
-        if r.evals and curve(r)[0][0] == 0
-    }  # measured once for all arms of a seed
+    starts = starts_of(results)
     for r in results:
         mix, arm, *_ = r.arm.split("/")
         row: Row = {"mix": mix, "arm": arm, "setting": "/".join(r.arm.split("/")[2:]), "seed": r.seed}
@@ -63,6 +60,24 @@ def rows(results: Iterable[Result], budget: float) -> list[Row]:
             }
         )
     return out
+
+
+def starts_of(results: Sequence[Result]) -> dict[tuple[str, int], float]:
+    """Success before training by mix and seed, which one arm measures for all arms of a seed."""
+    return {
+        (r.arm.split("/")[0], r.seed): float(curve(r)[1][0])
+        for r in results
+        if r.evals and curve(r)[0][0] == 0
+    }
+
+
+def whole_curve(result: Result, starts: Mapping[tuple[str, int], float]) -> tuple[Floats, Floats]:
+    """The curve of a cell, from the start of its seed where that is known."""
+    tokens, success = curve(result)
+    start = starts.get((result.arm.split("/")[0], result.seed))
+    if start is None or tokens[0] == 0:
+        return tokens, success
+    return np.insert(tokens, 0, 0.0), np.insert(success, 0, start)
 
 
 def by_seed(found: Sequence[Row], mix: str, arm: str, column: str) -> dict[int, float]:
@@ -123,7 +138,7 @@ def closed_share(found: Sequence[Row], mix: str, arm: str, oracle: str, column: 
     base, own, best = (by_seed(found, mix, name, column) for name in (BASELINE, arm, oracle))
     seeds = sorted(base.keys() & own.keys() & best.keys())
     gains = np.array([[own[s] - base[s], best[s] - base[s]] for s in seeds])
-    if len(seeds) < 2 or gains[:, 1].mean() <= 0:
+    if len(seeds) < 2 or not Interval.of(gains[:, 1]).low > 0:  # no gain of the oracle's to have a share of
         return Interval(float("nan"), float("nan"), float("nan"), len(seeds))
     draws = np.random.default_rng(0).integers(len(seeds), size=(10_000, len(seeds)))
     top, bottom = gains[draws].mean(axis=1).T
@@ -154,15 +169,15 @@ def curves(path: Path, results: Sequence[Result], mixes: Sequence[str], arms: Se
     figure, axes = plt.subplots(
         1, len(mixes), figsize=(5.5 * len(mixes), 4), squeeze=False, layout="constrained"
     )
-    lines = ("-", "--", "-.", ":")
+    lines, starts = ("-", "--", "-.", ":"), starts_of(results)
     for axis, mix in zip(axes[0], mixes, strict=True):
         for place, arm in enumerate(arms):
             found = [r for r in results if r.arm.split("/")[:2] == [mix, arm] and not r.error]
-            if len(found) < 2:
-                continue
+            if len(found) < LEAST_SEEDS:
+                continue  # another set of seeds would be another line
             end = max(curve(r)[0].max() for r in found)
             grid = np.linspace(0, end, 25)
-            values = np.array([np.interp(grid, *curve(r)) for r in found])
+            values = np.array([np.interp(grid, *whole_curve(r, starts)) for r in found])
             mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values))
             axis.plot(grid / PER, mean, lines[place % 4], color=f"C{place % 10}", label=arm, linewidth=1.6)
             axis.fill_between(
@@ -256,6 +271,7 @@ def main() -> None:
         found, calibrated = rows(results, suite.BUDGET), calibration_rows(results)
         write_csv(asked.out / f"{name}.csv", found)
         write_csv(asked.out / f"{name}_calibration.csv", calibrated)
+        starts = starts_of(results)
         points = [
             {
                 "mix": r.arm.split("/")[0],
@@ -266,7 +282,7 @@ def main() -> None:
             }
             for r in results
             if not r.error
-            for t, s in zip(*(x.tolist() for x in curve(r)), strict=True)
+            for t, s in zip(*(x.tolist() for x in whole_curve(r, starts)), strict=True)
         ]
         write_csv(asked.out / f"{name}_curves.csv", points)
         mixes = [
