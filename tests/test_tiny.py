@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trace_gym.chat import ChatRenderer
-from trace_gym.errors import ConfigError
+from trace_gym.errors import ConfigError, RunError
 from trace_gym.tiny import MAX_POSITIONS, load_policy_folder, make_model, make_tokenizer, save
 
 CALL = '<tool_call>{"name":"calculator","arguments":{"expression":"12*(3+4)"}}</tool_call>'
@@ -176,7 +176,7 @@ def test_a_failed_save_leaves_the_old_policy(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail_at_the_second)
-    with pytest.raises(OSError, match="disk gone"):
+    with pytest.raises(RunError, match="disk gone; what was written before is intact"):
         save(folder, model, tokenizer)
     assert sorted(path.name for path in folder.iterdir()) == before
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]

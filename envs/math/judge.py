@@ -6,7 +6,7 @@ r"""Is an answer right? Plain reading first; algebra in processes that can be ki
 2. words against words, whatever the case;
 3. plain numbers against plain numbers, exactly (`answer_text` says what counts and how percent signs do);
 4. math-verify on what is left, in a worker process with 1 GiB of memory that is killed after 1 s of processor time
-   (which a busy machine does not use up for a right answer) or 10 s by the clock.
+   (which a busy machine does not use up for a right answer) or 30 s by the clock.
 
 The first three take microseconds and start no process. Invariants: an answer can cost its own verdict and nothing
 else; it is never evaluated as code, a killed worker's replacement starts while another, already warm, serves the next
@@ -48,7 +48,7 @@ Method = Literal["exact", "words", "numbers", "math-verify", "refused", "timeout
 
 STARTUP_S = 60.0
 CLOCK_FACTOR = (
-    10 if hasattr(signal, "setitimer") else 1
+    30 if hasattr(signal, "setitimer") else 1
 )  # without a count of processor time the clock decides
 RECYCLE_AFTER = 2000  # judgements, so that a slow leak in a library stays small
 _WORKER = Path(__file__).with_name("judge_worker.py")
