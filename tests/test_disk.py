@@ -139,14 +139,8 @@ def test_a_policy_that_cannot_be_replaced_stays(policy: Path, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-<<<<<<< HEAD
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
-)  # TensorBoard's own thread
-=======
 # TensorBoard's own thread dies of it:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
->>>>>>> smol
 def test_a_dashboard_without_room_does_not_stop_a_run(tmp_path: Path) -> None:
     notes: list[str] = []
     with mounted(tmp_path / "disk", "size=256k") as disk:
