@@ -72,6 +72,8 @@ class SearchQAEnv(ForkableEnv[SearchState]):
     a JSON-lines file of `title` and `text`. `on_bad_line`: "error" refuses a file with a bad line, "skip" lists it
     under `skipped`.
 
+    A tiny policy learns from `topics="airports+countries", difficulty="1-2", k=1, snippet_chars=80`.
+
     Raises `ConfigError` for a setting, `TaskError` for a file that cannot be used.
     """
 
