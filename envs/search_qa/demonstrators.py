@@ -46,12 +46,14 @@ def novice_action(
     step = _next_step(question, uses, found)
     if step is None or turns_left <= 1:
         wrong = question.tempting and rng.random() < slip
-        return format_answer(_pick(question.tempting, rng) if wrong else question.answers[0])
+        return _spaced_answer(_pick(question.tempting, rng) if wrong else question.answers[0])
     read = [hop.value for i, hop in enumerate(question.hops) if i in found and hop.value]
     if rng.random() < noise:
         return _mistake(question, step, read, rng)
     if step.index > 0 and step.tool == "search" and rng.random() < slip:
         return _hasty_answer(question, read, rng)
+    if step.tool == "open":
+        return format_call("open", {"title": f" {step.text}"})
     return _call(step)
 
 
@@ -80,11 +82,17 @@ def _call(step: _Step) -> str:
     return format_call(step.tool, {argument: step.text})
 
 
+def _spaced_answer(answer: str) -> str:
+    """The answer after a space, as titles and answers of the novice are throughout: to a tokenizer of whole words, such
+    as the tiny policy's, it is then the same word that stood in the passage."""
+    return format_answer(f" {answer}")
+
+
 def _hasty_answer(question: Question, read: Sequence[str], rng: np.random.Generator) -> str:
     """The value read last, or in a comparison one of the two at random."""
     if question.kind == "bridge" and read:
-        return format_answer(read[-1])
-    return format_answer(_pick([question.answers[0], *question.tempting], rng))
+        return _spaced_answer(read[-1])
+    return _spaced_answer(_pick([question.answers[0], *question.tempting], rng))
 
 
 def _mistake(question: Question, step: _Step, read: Sequence[str], rng: np.random.Generator) -> str:
@@ -93,9 +101,9 @@ def _mistake(question: Question, step: _Step, read: Sequence[str], rng: np.rando
     if kind == 0:
         return format_call("search", {"query": question.text[:KEPT_CHARS]})
     if kind == 1 and read:
-        return format_call("open", {"title": read[-1]})
+        return format_call("open", {"title": f" {read[-1]}"})
     hop = question.hops[int(rng.integers(len(question.hops)))]
-    return format_call("search", {"query": hop.title})
+    return format_call("search", {"query": f" {hop.title}"})
 
 
 def _pick(items: Sequence[str], rng: np.random.Generator) -> str:

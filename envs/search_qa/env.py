@@ -72,6 +72,8 @@ class SearchQAEnv(ForkableEnv[SearchState]):
     a JSON-lines file of `title` and `text`. `on_bad_line`: "error" refuses a file with a bad line, "skip" lists it
     under `skipped`.
 
+    A tiny policy learns from `topics="airports+countries", difficulty="1-2", k=1, snippet_chars=80`.
+
     Raises `ConfigError` for a setting, `TaskError` for a file that cannot be used.
     """
 
@@ -166,7 +168,7 @@ class SearchQAEnv(ForkableEnv[SearchState]):
         return (self._search if tool.name == "search" else self._open)(state, act.arguments)
 
     def _search(self, state: SearchState, arguments: dict[str, Any]) -> Turn[SearchState]:
-        query, k = arguments["query"][:KEPT_CHARS], int(arguments.get("k", self._k))
+        query, k = arguments["query"].strip()[:KEPT_CHARS], int(arguments.get("k", self._k))
         if not 1 <= k <= MAX_K:
             return _unusable(state, f"search: k is a number from 1 to {MAX_K}, not {k}")
         hits = self._retriever.search(query, k)
@@ -176,7 +178,7 @@ class SearchQAEnv(ForkableEnv[SearchState]):
         return Turn.go(after, "\n".join(lines) or "nothing found", extra=_facts(after))
 
     def _open(self, state: SearchState, arguments: dict[str, Any]) -> Turn[SearchState]:
-        title = arguments["title"][:KEPT_CHARS]
+        title = arguments["title"].strip()[:KEPT_CHARS]
         hit = self._retriever.open(title)
         if hit is None:
             after = _shown(state, Use("open", title), [])

@@ -39,10 +39,10 @@ from trace_gym.seeding import keyed_rng
 __all__ = ["MAX_DEPTH", "SHORTCUT_K", "TRAIN_SIZE", "Path", "is_shortcut", "make_questions", "split_of"]
 
 MAX_DEPTH = 4
-TRAIN_SIZE = 2000  # questions of every depth; dev and test have a tenth each
+TRAIN_SIZE = 6000  # questions of every depth; dev and test have a twentieth each
 SHORTCUT_K = 5
 FOUND_K = 2
-TRIES = 200  # per question wanted
+TRIES = 40  # per question wanted
 SALT = "world 23"  # places large countries in train and some regions in every split
 _T = TypeVar("_T")
 
@@ -63,7 +63,7 @@ class Path:
         )
 
     def hop(self, relation: Relation, value: str) -> Hop:
-        return Hop(self.end.title, f"{self.end.title} {relation.words}", value)
+        return Hop(self.end.title, f"{relation.words} {self.end.title}", value)
 
 
 def split_of(world: World, entity: Entity) -> str:
@@ -109,7 +109,7 @@ def _onward(world: World, path: Path) -> Iterator[Path]:
     if end.kind == "person" and end.facts.get("nationality") in world.home_countries:
         demonym = end.facts["nationality"]
         home = world.home_countries[demonym]
-        read = Hop(end.title, f"{end.title} nationality", demonym)
+        read = Hop(end.title, f"nationality {end.title}", demonym)
         named = Hop(home, f"demonym {demonym}", home)
         phrase = f"the home country of {path.phrase}"
         yield Path(path.start, phrase, (*path.hops, read, named), world.entities[home])
@@ -279,7 +279,7 @@ def is_found(index: BM25, question: Question) -> bool:
 def make_questions(world: World, index: BM25, train_size: int = TRAIN_SIZE) -> list[Question]:
     """The questions of all splits and depths, those of one split and depth in the order they were drawn."""
     questions: list[Question] = []
-    for split, size in (("train", train_size), ("dev", train_size // 10), ("test", train_size // 10)):
+    for split, size in (("train", train_size), ("dev", train_size // 20), ("test", train_size // 20)):
         pool = Pool(world, split)
         for want in range(1, MAX_DEPTH + 1):
             rng = keyed_rng(SALT, split, want)

@@ -136,7 +136,7 @@ def test_a_shortcut_is_seen() -> None:
             Document("3", "C", "C."),
         ]
     )
-    hops = (Hop("A", "A", "B"), Hop("B", "B code", "7"))
+    hops = (Hop("A", "A", "B"), Hop("B", "code B", "7"))
     given = Question(
         id="", text="What is the code of the place of A?", answers=("7",), kind="bridge", hops=hops
     )
@@ -151,7 +151,7 @@ def test_the_script_writes_the_same_bytes_twice(folder: Path, tmp_path: Path) ->
     command = [sys.executable, "-m", "trace_gym.envs.search_qa.build_world", "--packages", str(folder)]
     for out in ("one", "two"):
         done = subprocess.run(
-            [*command, "--wordnet", str(folder / "dict"), "--out", str(tmp_path / out), "--size", "5"],
+            [*command, "--wordnet", str(folder / "dict"), "--out", str(tmp_path / out), "--size", "20"],
             capture_output=True,
             text=True,
         )

@@ -365,7 +365,7 @@ def test_a_novice_that_always_slips_stops_at_the_bridge(builtin: SearchQAEnv) ->
             continue
         rng = np.random.default_rng(0)
         _, actions = play(builtin, lambda rng=rng: builtin.novice_action(rng, slip=1.0, noise=0.0))
-        assert actions[-1] == format_answer(question.hops[0].value), "it answers the bridge entity"
+        assert actions[-1] == format_answer(f" {question.hops[0].value}"), "it answers the bridge entity"
 
 
 def test_the_novice_leaves_room_to_learn(builtin: SearchQAEnv) -> None:

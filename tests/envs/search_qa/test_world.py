@@ -120,7 +120,7 @@ def test_same_nationality_is_asked_for(questions: dict[str, list[Question]]) -> 
     asked = [q for split in SPLITS for q in questions[split] if q.text.endswith("of the same nationality?")]
     assert len(asked) > 100
     for question in asked:
-        values = [hop.value for hop in question.hops if hop.query.endswith(" nationality")]
+        values = [hop.value for hop in question.hops if hop.query.startswith("nationality ")]
         assert question.answers == ("yes" if values[0] == values[-1] else "no",), question.id
 
 
