@@ -119,7 +119,8 @@ def _run(s: _Session, run: RunFolder, *, first: int, stop: Callable[[], bool]) -
     _evaluate(s, run, step=step)
     s.actor.learner.save_adapter(run.path / "adapter")
     s.actor.learner.save(run.policy_folder, s.actor.tokenizer)
-    boards.write(run.evals()[-1] if run.evals() else {}, step)
+    last = run.evals()[-1] if run.evals() else {}
+    boards.write({name: value for name, value in last.items() if name.startswith("eval_")}, step)
     boards.close()
 
 
