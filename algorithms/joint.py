@@ -41,6 +41,7 @@ OPENING = 2
 ADAPTATION = 0.3  # how fast the price follows the spending
 FASTEST = 1.5  # the price changes by no more than this factor a step
 MOST_DRAWS = 4  # from one anchor in one plan: then look again
+LEAST_PRICE = 1e-3  # so that a time without anything worth drawing is not paid for in steps afterwards
 LEAST_COST = 0.25  # of a draw, in rollouts: a turn before the end is cheap, not free
 SHARES = 4.0  # equal shares of the step's budget that one tree may spend
 MIXED = 1e-9
@@ -135,7 +136,7 @@ class JointRule:
         mean = float(np.mean(whole)) if whole else 0.0
         if mean > 0:
             share = ctx.purse.spent.policy_tokens / (mean * units)
-            self.price *= min(FASTEST, max(1 / FASTEST, share**ADAPTATION))
+            self.price = max(LEAST_PRICE, self.price * min(FASTEST, max(1 / FASTEST, share**ADAPTATION)))
         self._plans, self._left = {}, {}
         return True
 

@@ -180,10 +180,13 @@ class Oracle(Constant):
         oracle: Any = ctx.oracle
         if oracle is None:
             raise ConfigError(
-                "the oracle predictor needs an environment that knows its exact success probabilities: set "
-                "env.id=trace_gym/Relay-v0, or use a predictor that learns (network, ensemble or beta)"
+                "the oracle predictor has nobody to ask: set oracle.kind=sampled, or a policy whose success is known exactly "
+                "(policy.path=tabular env.id=trace_gym/Relay-v0), or use a predictor that learns (network, ensemble or beta)"
             )
-        return np.asarray(oracle(places), dtype=np.float64).reshape(1, len(places))
+        answers = np.asarray(oracle(places), dtype=np.float64).reshape(1, len(places))
+        return np.where(
+            np.isnan(answers), 0.5, answers
+        )  # of a sampled oracle whose rollouts all broke: nothing is known
 
 
 class Beta:

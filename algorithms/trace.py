@@ -65,10 +65,10 @@ class TRACE(Algorithm):
 
     pool: int = 64  # tasks to choose from: P
     rollouts: int = 64  # from prompts, per step: M
-    continuations: int = 2  # from prefixes, per rollout: N
+    continuations: int = 2  # from prefixes, per rollout, where there is a prefix stage: N
     root_stage: Stage = "active"  # uniform: equal groups; off: one rollout of M prompts each
     prefix_stage: Stage = "off"  # of continuations; uniform: prefixes at random
-    budget_rule: Literal["stages", "joint"] = "stages"
+    budget_rule: Literal["stages", "joint"] = "stages"  # joint: instead of both stages, selection and epsilon
     selection: Literal["greedy", "group", "sample"] = "group"  # of prompts; greedy is as published
     group: int = (
         8  # rollouts of a prompt where not allocated: uniform, group, sample; joint: enough at an anchor
@@ -112,6 +112,10 @@ class TRACE(Algorithm):
             raise ConfigError(
                 "algorithm trace: prior_rollouts, coverage and floor are at least 0, discount from 0 to 1, waves at least 1"
             )
+        if self.inverse_weights and self.selection != "sample":
+            raise ConfigError(
+                "algorithm.inverse_weights needs selection=sample: no other rule draws prompts with known probabilities"
+            )
         if self.selection != "greedy" and self.rollouts < self.group:
             raise ConfigError(
                 f"algorithm.selection={self.selection} takes whole groups: rollouts={self.rollouts} is less than one of "
@@ -145,8 +149,9 @@ class TRACE(Algorithm):
 
     @property
     def units(self) -> float:
-        """Rollout units of a step."""
-        return self.rollouts * (1 + self.continuations / 2)
+        """Rollout units of a step; a continuation counts half."""
+        forks = self.budget_rule == "joint" or self.prefix_stage != "off"
+        return self.rollouts * (1 + self.continuations / 2 * forks)
 
     def _plan_roots(self, ctx: StepContext) -> list[Branch]:
         """Stage 1: how many rollouts of each prompt."""

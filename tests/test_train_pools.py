@@ -86,3 +86,10 @@ def test_mixed_anchors_are_nodes_whose_draws_differ_in_value() -> None:
     assert tree.mixed_anchors() == 2  # the prompt's draws are worth 1/2 and 0
     add_rollout(tree, anchors[1], 1, reward=1.0)
     assert tree.mixed_anchors() == 2  # the anchors; the prompt's draws are both worth 1/2
+
+
+def test_the_measurement_before_training_can_be_left_out(tmp_path: Path) -> None:
+    with_it = run(tmp_path, "name=a", "budget.steps=1")
+    without = run(tmp_path, "name=b", "budget.steps=1", "eval.at_start=false")
+    assert [row["step"] for row in with_it.evals()] == [0, 1]
+    assert without.evals() == with_it.evals()[1:]  # and it changes nothing else

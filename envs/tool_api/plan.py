@@ -30,7 +30,7 @@ from trace_gym.envs.tool_api.office import (
     Row,
     Scene,
 )
-from trace_gym.envs.tool_api.requests import Fact, Gone
+from trace_gym.envs.tool_api.request_kinds import Fact, Gone
 from trace_gym.envs.tool_api.tasks import Request, Task
 
 __all__ = ["expert_action", "novice_action"]

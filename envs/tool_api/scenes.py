@@ -22,7 +22,7 @@ from trace_gym.envs.tool_api.office import (
     Scene,
     Trip,
 )
-from trace_gym.envs.tool_api.requests import CITIES, FILES, FIRST, FOLDERS, LAST, TITLES
+from trace_gym.envs.tool_api.request_kinds import CITIES, FILES, FIRST, FOLDERS, LAST, TITLES
 
 __all__ = ["draw_scene"]
 

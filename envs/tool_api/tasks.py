@@ -22,7 +22,7 @@ from typing import Literal
 
 from trace_gym.envs.draws import Draw, split_of
 from trace_gym.envs.tool_api.office import Office, Scene
-from trace_gym.envs.tool_api.requests import KINDS, Drawn, Fact, Kind, Question, apply
+from trace_gym.envs.tool_api.request_kinds import KINDS, Drawn, Fact, Kind, Question, apply
 from trace_gym.envs.tool_api.scenes import draw_scene
 from trace_gym.envs.tool_api.services import SERVICES
 from trace_gym.errors import ConfigError, TaskError

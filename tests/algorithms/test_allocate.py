@@ -22,6 +22,7 @@ from trace_gym.algorithms.allocate import (
     prefix_value,
     root_value,
     sample_roots,
+    select_groups,
 )
 
 Counts = npt.NDArray[np.int64]
@@ -357,3 +358,41 @@ def test_what_is_no_probability_is_refused(bad: float) -> None:
 def test_rounding_beyond_the_range_is_forgiven() -> None:
     counts = greedy([1.0 + 1e-12, -1e-12, 0.5], 6, cap=4)
     assert counts[2] == 4 and counts.sum() == 6
+
+
+# ---- whole groups for the likeliest contrasts -----------------------------------------------------------------------
+
+
+def groups(
+    v: Sequence[float] | Sequence[Sequence[float]], budget: int, *, group: int = 8, epsilon: float = 0.0
+) -> Counts:
+    return select_groups(np.array(v), budget, group=group, epsilon=epsilon, rng=np.random.default_rng(0))
+
+
+def test_groups_go_to_the_prompts_nearest_one_half() -> None:
+    assert groups([0.0, 0.45, 0.9, 0.6, 1.0, 0.2], 16).tolist() == [0, 8, 0, 8, 0, 0]
+    assert groups([0.0, 0.45, 0.9, 0.6, 1.0, 0.2], 31).tolist() == [0, 8, 0, 8, 0, 8]  # whole groups alone
+    assert groups([0.1, 0.5], 100, group=4).tolist() == [4, 4]  # the pool is all there is
+
+
+@given(st.lists(chances, min_size=1, max_size=9), st.integers(0, 40), st.integers(2, 6))
+def test_no_other_choice_of_groups_shows_more_contrasts(v: list[float], budget: int, group: int) -> None:
+    counts = groups(v, budget, group=group)
+    worth = sorted((mixed_chance(x, group) for x in v), reverse=True)
+    chosen = [mixed_chance(x, group) for x, m in zip(v, counts, strict=True) if m]
+    assert set(counts.tolist()) <= {0, group} and len(chosen) == min(budget // group, len(v))
+    assert sum(chosen) == pytest.approx(sum(worth[: len(chosen)]), abs=1e-9)
+
+
+def test_groups_average_an_ensemble_after_the_value() -> None:
+    """Members that say 0 and 1 know a prompt without contrast; their mean would look like a coin."""
+    assert groups([[0.0, 0.3], [1.0, 0.3]], 8).tolist() == [0, 8]
+
+
+def test_explored_groups_are_spread_over_the_whole_pool() -> None:
+    """One of two groups goes anywhere, hopeless prompts included; the other to a coin."""
+    v, hits = np.array([0.5, 0.5, *[0.0] * 8]), np.zeros(10)
+    for seed in range(2000):
+        hits += select_groups(v, 16, group=8, epsilon=0.5, rng=np.random.default_rng(seed)) > 0
+    assert hits.sum() == 4000
+    np.testing.assert_allclose(hits[2:] / 2000, 0.1, atol=4 * np.sqrt(0.1 * 0.9 / 2000))

@@ -415,6 +415,8 @@ def test_constant_and_oracle() -> None:
     oracle: Any = lambda asked: np.array([0.25 * node for _, node in asked])  # noqa: E731
     ctx.oracle = oracle
     np.testing.assert_array_equal(started("oracle").predict(ctx, places), [[0.0, 0.25]])
+    ctx.oracle = lambda asked: np.array([np.nan, 1.0])  # a sampled one, whose rollouts all broke
+    np.testing.assert_array_equal(started("oracle").predict(ctx, places), [[0.5, 1.0]])
 
 
 def test_settings_that_cannot_work_are_refused() -> None:

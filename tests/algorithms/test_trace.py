@@ -17,13 +17,14 @@ from trace_gym.algorithm import Branch, Metrics, RunContext, StepContext
 from trace_gym.algorithms.allocate import allocate_prefixes, allocate_roots, sample_roots
 from trace_gym.algorithms.credit import node_values, node_weights, own_returns
 from trace_gym.algorithms.predictor import Constant, Place, calibration
-from trace_gym.algorithms.trace import TRACE
+from trace_gym.algorithms.trace import TRACE, PublishedTRACE
 from trace_gym.config import TrainConfig, load_config
 from trace_gym.engine import Completion
 from trace_gym.errors import ConfigError
 from trace_gym.ledger import Budget, Cost, Ledger
 from trace_gym.observer import Silent
 from trace_gym.oracle import make_oracle
+from trace_gym.plugins import make_algorithm
 from trace_gym.rollout import grow_trees, plant_trees
 from trace_gym.runs import RunFolder
 from trace_gym.train import train
@@ -516,3 +517,19 @@ def test_hopeless_tasks_are_left_alone_by_a_predictor_that_knows() -> None:
                 rollouts += tree.cost().rollout_units
         assert rollouts > 5 * 16
         assert wasted / rollouts <= most + 0.05
+
+
+# ---- the settings that come with it ---------------------------------------------------------------------------------
+
+
+def test_by_default_whole_groups_and_no_forks_as_published_both_stages() -> None:
+    default, published = TRACE(predictor="constant"), make_algorithm("trace_published", {})
+    assert (default.selection, default.prefix_stage, default.units) == ("group", "off", 64.0)
+    assert isinstance(published, PublishedTRACE)
+    assert (published.selection, published.prefix_stage) == ("greedy", "active")
+    assert (published.epsilon, published.target, published.units) == (0.0, "leaf", 64.0)
+
+
+def test_inverse_weights_need_a_rule_that_draws() -> None:
+    with pytest.raises(ConfigError, match="needs selection=sample"):
+        trace(inverse_weights=True)

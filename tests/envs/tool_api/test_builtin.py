@@ -8,7 +8,7 @@ from trace_gym.envs.actions import Call, format_answer, format_call, parse_actio
 from trace_gym.envs.tool_api.builtin import answers
 from trace_gym.envs.tool_api.env import ToolAPIEnv
 from trace_gym.envs.tool_api.plan import novice_action
-from trace_gym.envs.tool_api.requests import Question
+from trace_gym.envs.tool_api.request_kinds import Question
 from trace_gym.envs.tool_api.services import SERVICES
 from trace_gym.envs.tool_api.tasks import FAMILIES, Request, make_task
 from trace_gym.errors import ConfigError

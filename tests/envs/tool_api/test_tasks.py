@@ -2,7 +2,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from trace_gym.envs.tool_api.requests import KINDS
+from trace_gym.envs.tool_api.request_kinds import KINDS
 from trace_gym.envs.tool_api.tasks import (
     FAMILIES,
     SIZES,

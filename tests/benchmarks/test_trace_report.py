@@ -1,0 +1,60 @@
+"""The comparison's tables: what a cell's row says, and that arms of a seed share its start."""
+
+import numpy as np
+import pytest
+
+from trace_gym.benchmarks.cells import Result, area
+from trace_gym.benchmarks.trace_report import Row, closed_share, rows, starts_of, table, whole_curve
+
+
+def cell(arm: str, seed: int, points: list[tuple[float, float]], **step: float) -> Result:
+    """A cell of two steps, of 1 and of 3 prompts."""
+    first = {"policy_tokens": 40.0, "prompts": 1.0, "effective_ratio": 1.0, "mixed_anchors": 2.0}
+    second = {"policy_tokens": 100.0, "prompts": 3.0, "effective_ratio": 0.0, "mixed_anchors": 1.0}
+    ledger = {"rollout_units": 8.0, "env_steps": 16.0}
+    evals = [{"policy_tokens": tokens, "eval_success": success} for tokens, success in points]
+    return Result(f"broad/{arm}", seed, 1.0, "abc", [first | ledger, second | ledger | step], evals)
+
+
+def test_a_row_weighs_steps_by_the_prompts_paid_for_and_counts_per_thousand_tokens() -> None:
+    (row,) = rows([cell("grpo", 0, [(0, 0.2), (100, 0.4)])], 100.0)
+    assert row["effective_ratio"] == pytest.approx(1 / 4)  # one mixed prompt of four, not the mean of 1 and 0
+    assert (row["mixed_anchors_per_1k"], row["prompts_per_1k"]) == (30.0, 40.0)
+    assert (row["start"], row["final"], row["area"]) == pytest.approx((0.2, 0.4, 0.3))
+
+
+def test_an_arm_without_a_start_takes_that_of_its_seed_and_mix() -> None:
+    base = [cell("grpo", 0, [(0, 0.2), (100, 0.4)]), cell("grpo", 1, [(0, 0.6), (100, 0.6)])]
+    other = cell("trace", 0, [(50, 0.4), (100, 0.4)])
+    assert area(other, 100.0, start=0.2) == pytest.approx((0.3 * 50 + 0.4 * 50) / 100)
+    assert area(other, 100.0) == pytest.approx(0.4)  # unknown: the first value is held back
+    found = rows([*base, other], 100.0)
+    assert found[2]["start"] == 0.2 and found[2]["area"] == pytest.approx(0.35)
+    tokens, success = whole_curve(other, starts_of([*base, other]))
+    assert tokens.tolist() == [0, 50, 100] and success.tolist() == [0.2, 0.4, 0.4]
+
+
+def test_the_table_pairs_by_seed_and_tells_what_did_not_run() -> None:
+    results = [cell("grpo", s, [(0, 0.2), (100, 0.3 + 0.1 * s)]) for s in range(3)]
+    results += [cell("trace", s, [(100, 0.35 + 0.1 * s)]) for s in (2, 1)]
+    broken = Result("broad/joint", 0, 1.0, "abc", [], [], error="no space")
+    text = table(rows([*results, broken], 100.0), "broad", ["grpo", "trace", "joint", "dapo"])
+    assert "| trace | 2 | 0.500 | +0.050 [+0.050, +0.050] |" in text
+    assert "| joint | 0 | no space |" in text and "| dapo | 0 | not run |" in text
+
+
+def gains(own: list[float], best: list[float]) -> list[Row]:
+    arms = {"grpo": [0.5] * len(own), "own": own, "best": best}
+    return [
+        {"mix": "broad", "arm": arm, "seed": seed, "area": value}
+        for arm, values in arms.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_the_share_of_the_oracles_gain() -> None:
+    share = closed_share(gains([0.52, 0.54, 0.53], [0.58, 0.62, 0.60]), "broad", "own", "best")
+    assert share.mean == pytest.approx(0.3) and share.low <= 0.3 <= share.high and share.n == 3
+    assert np.isnan(
+        closed_share(gains([0.6] * 3, [0.4, 0.6, 0.53]), "broad", "own", "best").mean
+    )  # no gain to share
