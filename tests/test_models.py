@@ -295,14 +295,25 @@ class Contrast(GRPO):
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_full_step_with_a_real_model(smollm: Path, tmp_path: Path) -> None:
-    """Rollouts, credit, update and evaluation with SmolLM2 and adapters on the mathematics environment."""
+@pytest.mark.parametrize(
+    ("env", "options", "tool"),
+    [
+        ("Math-v0", "difficulty: 1", "calculator"),
+        ("SearchQA-v0", "difficulty: 1, k: 1, snippet_chars: 80", "search"),
+        ("ToolAPI-v0", "difficulty: 1, families: orders", "place_order"),
+    ],
+)
+def test_a_full_step_with_a_real_model(
+    smollm: Path, tmp_path: Path, env: str, options: str, tool: str
+) -> None:
+    """Rollouts, credit, update and evaluation with SmolLM2 and adapters in each of the worlds."""
     from trace_gym.train import train
 
     words_ = [
         f"policy.path={NAME}", f"out={tmp_path}", "policy.dtype=bfloat16", "policy.lora.rank=8", "budget.steps=1",
         "rollout.prompts_per_step=2", "rollout.max_tokens=48", "rollout.turn_deadline_s=300", "eval.tasks=2",
-        "eval.greedy=false", "env.options={difficulty: 1, max_turns: 2}", "log.checkpoint_every_steps=0",
+        "eval.greedy=false", f"env.options={{{options}, max_turns: 2}}", "log.checkpoint_every_steps=0",
+        f"env.id=trace_gym/{env}",
         f"algorithm={{name: '{__name__}:Contrast', group: 2}}",
     ]  # fmt: skip
     run = train(load_config(None, words_), Silent())
@@ -316,7 +327,7 @@ def test_a_full_step_with_a_real_model(smollm: Path, tmp_path: Path) -> None:
         for leaf in tree.leaves():
             path = [tree[i] for i in tree.path(leaf)]
             assert list(tree.tokens(leaf)) == [int(t) for node in path for t in node.tokens]
-            assert "calculator" in decode(tokenizer, tree.tokens(leaf))  # the tools are described
+            assert tool in decode(tokenizer, tree.tokens(leaf))  # the tools are described
             for node in path[1:]:
                 sampled = node.tokens[: node.n_action]
                 assert decode(tokenizer, sampled).removesuffix("<|im_end|>") == node.action

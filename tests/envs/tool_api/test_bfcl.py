@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from tests.envs.tool_api.test_env import fuzz
+from tests.support.fuzzing import feed
 from trace_gym.benchmarks.bfcl_agreement import cases, our_verdict, their_verdicts
 from trace_gym.check import check_env
 from trace_gym.env import Snapshot
@@ -255,5 +255,6 @@ def test_damaged_states_do_no_harm() -> None:
             env.step("Done.")
 
 
-def test_no_text_raises_hangs_or_is_executed() -> None:
-    assert fuzz(ToolAPIEnv("bfcl:all"), 500, 0) < 2
+def test_no_text_raises_hangs_or_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert feed(ToolAPIEnv("bfcl:all"), 500, seed=0, own=("ls", "cd", "cp", '"folder":"')) < 2

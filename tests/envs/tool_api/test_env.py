@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -193,43 +192,3 @@ def test_states_of_another_source_or_of_no_turn_are_refused(env: ToolAPIEnv) -> 
     gone = replace(snapshot, state=replace(snapshot.state, task_id="office/train/9/0"))
     with pytest.raises(TaskError):
         ToolAPIEnv().restore(gone)
-
-
-# ---- hostile text ------------------------------------------------------------------------------------------------
-
-PIECES = (
-    "<tool_call>", "</tool_call>", "<answer>", "</answer>", "<think>", "</think>", '{"name":"', '","arguments":{', "}}",
-    "find_contact", "add_event", "__import__('os').system('x')", "eval(", "\x00", "\ud800", "9" * 30, "[[[[", "null",
-    '"contact":', "1e999", "-1", "done", "cannot", "cp", "power", "\u202e", " ", "\n", "é", "$(id)", "; rm -rf /", "{{7*7}}",
-)  # fmt: skip
-
-
-def fuzz(env: ToolAPIEnv, count: int, seed: int) -> float:
-    """Feed `count` strings to states on the way of an episode; the longest step in seconds."""
-    rng = np.random.default_rng(seed)
-    tasks, longest = env.tasks("train"), 0.0
-    for place in range(count):
-        if place % 50 == 0:
-            env.reset(seed=place, options={"task": tasks[int(rng.integers(len(tasks)))]})
-            for _ in range(int(rng.integers(0, 3))):
-                env.step(env.expert_action())
-                if env.snapshot().status != "running":
-                    env.reset(seed=place)
-            mark = env.snapshot()
-        env.restore(mark)
-        text = "".join(PIECES[int(i)] for i in rng.integers(len(PIECES), size=int(rng.integers(1, 14))))
-        began = time.perf_counter()
-        observation, *_ = env.step(text)
-        longest = max(longest, time.perf_counter() - began)
-        assert env.observation_space.contains(observation)
-    return longest
-
-
-def test_no_text_raises_hangs_or_is_executed() -> None:
-    assert fuzz(ToolAPIEnv(difficulty="1-4"), 5000, 0) < 2
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_no_text_of_a_hundred_thousand_raises_hangs_or_is_executed() -> None:
-    assert fuzz(ToolAPIEnv(difficulty="1-4"), 100_000, 1) < 2
