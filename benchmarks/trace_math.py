@@ -3,7 +3,8 @@
     python -m trace_gym.benchmarks.trace_math --out runs/trace-math --policies policies     runs what is missing, writes tables
 
 Ten paired seeds at equal sampled tokens on two declared difficulty mixes: `broad`, problems of one to five steps, and `hard`,
-of three to five. Seeds share five starting policies (`policies/seed-0` to `seed-4`, made by
+of three to five. A third, `harder`, of four and five, is where `grpo` meets few mixed prompts: it runs on five seeds, for the
+share of prompts that teach. Seeds share five starting policies (`policies/seed-0` to `seed-4`, made by
 `trace-gym warmup --option difficulty=1-5 --seed S`), two seeds each. Held-out success is measured on the whole test split
 before, during and after training; nothing is tuned on it.
 """
@@ -22,7 +23,7 @@ BUDGET = 80_000  # sampled tokens
 SEEDS = tuple(range(10))
 BASELINE = "grpo"
 POLICIES = 5
-MIXES = {"broad": "1-5", "hard": "3-5"}
+MIXES = {"broad": "1-5", "hard": "3-5", "harder": "4-5"}
 COMMON = (
     "rollout.max_tokens=32",
     "rollout.prompts_per_step=8",
@@ -45,8 +46,11 @@ ARMS: dict[str, tuple[str, ...]] = {
     "trace": TRACE,
     "root-group": (*ROOTS, "selection=group"),
     "joint": (*TRACE, "budget_rule=joint"),
+    "root-wide": (*ROOTS, "selection=group", "pool=256"),
     "root-only": (*ROOTS, "selection=greedy"),
 }
+COMPARED = ("grpo", "tree_grpo", "trace", "root-group", "joint", "root-wide")
+FEWER = (("grpo", "root-group", "root-wide"), SEEDS[:POLICIES])  # arms and seeds on `harder`
 
 
 PICTURED = tuple(ARMS)
@@ -80,10 +84,11 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/trace-math"))
     parser.add_argument("--policies", type=Path, default=Path("policies"))
-    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=tuple(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=COMPARED)
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args()
-    todo = cells(tuple(MIXES), asked.arms, SEEDS, asked.policies)
+    todo = cells(("harder",), [arm for arm in FEWER[0] if arm in asked.arms], FEWER[1], asked.policies)
+    todo += cells(("broad", "hard"), asked.arms, SEEDS, asked.policies)
     run_cells(todo, asked.out, workers=asked.workers, say=lambda text: print(text, flush=True))
 
 
