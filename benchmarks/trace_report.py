@@ -23,6 +23,7 @@ PER = 1000  # policy tokens
 LEAST_SEEDS = 5  # of a line in a picture
 MEASURES = ("brier", "ece", "rank_correlation")
 WHERE = ("root", "prefix", "expanded")
+TABLES = "\n## Tables\n\n"  # what follows it on the page is replaced
 Row = dict[str, float | int | str]
 
 
@@ -303,7 +304,7 @@ def main() -> None:
         calibration_picture(asked.out / f"{name}_calibration.png", calibrated, mixes[0], "trace")
         if name == "relay":
             shares = [
-                f"- `{arm}` on {mix}: {closed_share(found, mix, arm, oracle)}"
+                f"- `{arm}` on {mix}: {_told(closed_share(found, mix, arm, oracle))}"
                 for mix in suite.MIXES
                 for arm, oracle in (
                     ("trace", "trace-oracle"),
@@ -317,7 +318,16 @@ def main() -> None:
                 + "\n".join(shares)
                 + "\n"
             )
-    (asked.out / "tables.md").write_text("\n".join(pieces))
+    page = asked.out / "README.md"
+    if page.exists():  # what stands above the tables is written by hand
+        above = page.read_text(encoding="utf-8").split(TABLES)[0]
+        page.write_text(above + TABLES + "\n".join(pieces), encoding="utf-8")
+    else:
+        page.write_text(TABLES.lstrip() + "\n".join(pieces), encoding="utf-8")
+
+
+def _told(share: Interval) -> str:
+    return "not defined: the oracle itself is not ahead there" if np.isnan(share.mean) else str(share)
 
 
 if __name__ == "__main__":
