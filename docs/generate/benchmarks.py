@@ -32,8 +32,8 @@ Costs are those of the recorded runs, on 2 CPU cores; no page was recorded on a 
 - Timings move by a factor of two between runs on one machine. Ratios within one run hold.
 - A comparison of arms is paired: arms of a seed share the starting policy, the order of tasks and the evaluation's draws. It
   can be interrupted: the command runs what is missing.
-- What is measured is also bounded by tests where it can be (`make test`): that a fork is exact, that budgets are never exceeded,
-  that a resumed run equals an uninterrupted one, that the credit rules give the exact gradient on Relay.
+- What can be exact is a test, not a measurement (`make test`): that a fork is exact, that budgets are never exceeded, that a
+  resumed run equals an uninterrupted one, that the credit rules give the exact gradient on Relay.
 
 A GPU or vLLM is looked at by `make gpu-check` and the tests marked `vllm`; see [GPU set-up](gpu.md)."""
 

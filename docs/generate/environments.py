@@ -31,13 +31,13 @@ The built-in ids, as registered. All work offline and without arguments; options
 KEY=VALUE` on the command line, and `env.options.KEY=VALUE` in a [run's settings](settings.md). `trace-gym envs` lists the ids,
 `trace-gym play ID` puts you in the agent's place, `trace-gym check ID` tries every rule of forking.
 
-What holds for all: an action is any string. One that cannot be read costs a turn and is answered by an error. The reward is 0 until
-the end and then 0 or 1 unless said otherwise. `info` tells the `task_id`, the `role` of the observation (user or tool), and at the
-end `success`; at `reset` also the instructions (`system`) and the `tools`.
+What holds for all: an action is any string; one that cannot be read costs a turn and is answered by an error. The
+reward is 0 until the end and then 0 or 1 unless said otherwise. `info` tells the `task_id`, the `role` of the
+observation (user or tool), and at the end `success`; at `reset` also the instructions (`system`) and the `tools`.
 
-A tool's *effect* says what forks have to know: `pure` changes nothing, `stateful` changes what the snapshot holds, `recorded` asks
-a service and keeps the answer ([external services](../external.md)), `irreversible` cannot be undone, so no later state can be
-forked."""
+A tool's *effect* says what forks have to know: `pure` changes nothing, `stateful` changes what the snapshot holds,
+`recorded` asks a service and keeps the answer ([external services](../external.md)), `irreversible` cannot be
+undone, so no later state can be forked."""
 
 
 def page() -> str:
@@ -65,7 +65,7 @@ def option_texts(spec: EnvSpec) -> dict[str, str]:
             text = text.partition(" Raises `")[0].strip()
             found |= {name: text for name in re.findall(r"`(\w+)`", heads) if name in names}
     for name in names - found.keys():  # explained beside the option that it belongs to
-        found |= {name: text for text in list(found.values()) if f"`{name}`" in text}
+        found[name] = next((text for text in found.values() if f"`{name}`" in text), "")
     return found
 
 

@@ -1,7 +1,7 @@
 """The errors' page: every message in the code, beside what was written about its kind in errors.md.
 
-Messages are read from the source: wherever a `TraceGymError` is made, with … for what is filled in. Invariant: a message that the
-code can give stands on the page under its class, in the first group of errors.md whose files it comes from.
+Messages are read from the source: wherever a `TraceGymError` is made, with … for what is filled in. Invariant: a message that
+the code can give stands on the page under its class, in the first group of errors.md whose files it comes from.
 """
 
 from __future__ import annotations
@@ -74,9 +74,10 @@ def page() -> str:
 
 def _shown(group: Group) -> str:
     title = f"## {group.title}" if group.title == group.error else f"### {group.title}"
-    lines = {
-        f"- {code(m.text)}{' (as a reason)' if m.reason else ''}": None for m in group.found
-    }  # each once, in order
+    told = [m for m in group.found if any(map(str.isalpha, m.text))]  # else it is filled in from end to end
+    lines = dict.fromkeys(
+        f"- {code(m.text)}{' (as a reason)' if m.reason else ''}" for m in told
+    )  # each once
     return "\n\n".join(part for part in (title, group.advice, "\n".join(lines)) if part)
 
 
@@ -113,14 +114,13 @@ def messages() -> Iterator[Message]:
 def _messages(path: Path) -> Iterator[Message]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = _definitions(tree)
-    for node in ast.walk(tree):
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
-            continue
-        error = REASONS.get(node.func.id, node.func.id)
-        if error not in errors.__all__:
-            continue
-        for text in _texts(node.args[0], names):
-            yield Message(error, text, path.relative_to(ROOT).as_posix(), node.func.id in REASONS)
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.args]
+    for call in sorted(calls, key=lambda call: call.lineno):
+        name = ast.unparse(call.func)
+        error = REASONS.get(name, name)
+        if error in errors.__all__:
+            for text in _texts(call.args[0], names):
+                yield Message(error, text, path.relative_to(ROOT).as_posix(), name in REASONS)
 
 
 def _definitions(tree: ast.Module) -> Names:

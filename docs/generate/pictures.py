@@ -60,7 +60,7 @@ def fork() -> Picture:
     p.box(290, 190, 326, 44, dashed=True, stroke=MUTED)
     p.text(628, 216, "in another process", fill=MUTED)
     p.text(628, 64, "fails", fill=MUTED)
-    p.text(628, 129, "succeeds: a contrast", fill=MUTED)
+    p.text(628, 129, "succeeds", fill=MUTED)
     return p
 
 
@@ -122,7 +122,7 @@ def budget() -> Picture:
         200,
         "Budget and ledger",
         "Of 1,000 tokens 430 are spent, three running rollouts have 120 reserved each, 210 are "
-        "free. A plan of three more would need 360: one is started, two are refused.",
+        "free. Of three more that are planned one starts and two wait.",
     )
     left, width = 20, 700
     scale = width / 1000
@@ -136,12 +136,12 @@ def budget() -> Picture:
     p.text(left + 895 * scale, 72, "free: 210", at="middle")
     p.text(left + 610 * scale, 110, "reserved for three running rollouts, at worst", at="middle", fill=MUTED)
     p.text(left, 142, "plan: 3 more, of at most 120 tokens each")
-    for k, words in enumerate(("starts", "refused", "refused")):
+    for k, words in enumerate(("starts", "waits", "waits")):
         p.label(left + 300 + 110 * k, 138, 96, words, fill="#ffffff", dashed=k > 0)
     p.text(
         left,
         182,
-        "A rollout that ends early gives back what it did not use; the ledger holds what was really spent.",
+        "Who ends early gives back what is left, and the next one starts; who can never start is refused and counted.",
         fill=MUTED,
     )
     return p
@@ -154,7 +154,7 @@ def allocation() -> Picture:
     """Counts by `allocate_roots`, nothing spread at random."""
     counts = allocate_roots(PREDICTED, 18, epsilon=0.0, rng=np.random.default_rng(0))
     p = Picture(760, 260, "Allocation", f"Predicted success {PREDICTED}; rollouts given: {counts.tolist()}.")
-    p.text(20, 28, "18 rollouts for 9 prompts, as `allocate_roots` gives them", fill=MUTED)
+    p.text(20, 28, "18 rollouts for 9 prompts, as allocate_roots gives them", fill=MUTED)
     for k, (v, count) in enumerate(zip(PREDICTED, counts, strict=True)):
         x = 150 + 66 * k
         p.text(x, 236, f"{v:g}", at="middle")
@@ -256,7 +256,7 @@ def predictor() -> Picture:
     p.line([(560, 75), (560, 120), (225, 120), (225, 77)], tip=True)
     p.text(390, 113, "backed-up values: it learns", at="middle", fill=MUTED, size=12)
     p.line([(600, 75), (600, 163)], tip=True)
-    p.text(612, 124, "advantages: the gradient", fill=MUTED, size=12)
+    p.text(612, 124, "advantages", fill=MUTED, size=12)
     p.line([(528, 180), (75, 180), (75, 77)], tip=True)
     p.text(300, 172, "the tokens of a place, as the policy embeds them", at="middle", fill=MUTED, size=12)
     return p
@@ -269,32 +269,30 @@ def trace_tree() -> Picture:
     """The recorded tree of TRACE by example: a row a turn, in depth-first order."""
     told = json.loads(RUN.read_text(encoding="utf-8"))
     nodes = told["nodes"]
-    p = Picture(
-        900, 60 + ROW * len(nodes), "A tree of TRACE", f"The tree of {told['task']}: {told['summary']}."
-    )
-    for x, words in ((640, "value"), (720, "advantage"), (800, "tokens")):
-        p.text(x, 24, words, at="end", fill=MUTED, size=12)
+    said_ends = max(42 + INDENT * node["depth"] + 7.6 * len(node["said"]) for node in nodes)
+    columns = {
+        name: said_ends + at
+        for name, at in (("node", 50), ("value", 110), ("advantage", 195), ("tokens", 265))
+    }
+    words = f"The tree of {told['task']}: {told['summary']}."
+    p = Picture(max(760, said_ends + 285), 60 + ROW * len(nodes), "A tree of TRACE", words)
+    for name, at in columns.items():
+        p.text(at, 24, name, at="end", fill=MUTED, size=12)
     row_of = {node["node"]: row for row, node in enumerate(nodes)}
     for row, node in enumerate(nodes):
         x, y = 24 + INDENT * node["depth"], 50 + ROW * row
         if node["parent"] >= 0:
-            up = 50 + ROW * row_of[node["parent"]]
-            p.line(
-                [(x - INDENT, up + 10), (x - INDENT, y), (x - 11, y)], dashed=node["origin"] == "continuation"
-            )
-        _mark(p, x, y, node)
+            up = 60 + ROW * row_of[node["parent"]]
+            corner = [(x - INDENT, up), (x - INDENT, y), (x - 11, y)]
+            p.line(corner, dashed=node["origin"] == "continuation")
+        if node["reward"] is None:
+            p.box(x - 10, y - 10, 20, 20, fill=PALE if node["anchor"] else "#ffffff")
+        else:
+            p.outcome(x, y, node["reward"])
         p.text(x + 18, y + 4.5, node["said"], size=12.5, mono=True)
-        for at, key in ((640, "value"), (720, "advantage"), (800, "tokens")):
-            p.text(at, y + 4.5, node[key], at="end", size=12.5)
+        for name, at in columns.items():
+            p.text(at, y + 4.5, str(node[name]), at="end", size=12.5)
     return p
-
-
-def _mark(p: Picture, x: float, y: float, node: dict[str, Any]) -> None:
-    if node["reward"] is not None:
-        p.outcome(x, y, node["reward"])
-    else:
-        p.box(x - 10, y - 10, 20, 20, fill=PALE if node["anchor"] else "#ffffff")
-        p.text(x, y + 4.5, str(node["node"]), at="middle", size=11)
 
 
 PICTURES: dict[str, Callable[[], Picture]] = {

@@ -92,7 +92,7 @@ def expand(text: str, path: str, page: str) -> str:
         source = (ROOT / where).read_text(encoding="utf-8")
         if kind == "section":
             return site_links(section(source, names, where), where, page)
-        blocks = "\n\n\n".join(code(source, name.strip(), where) for name in names.split(","))
+        blocks = "\n\n".join(code(source, name.strip(), where) for name in names.split(","))
         return f'```python title="{where}"\n{blocks}\n```'
 
     out, end = [], 0
@@ -111,8 +111,11 @@ def section(text: str, title: str, path: str = "") -> str:
 
 
 def code(source: str, name: str, path: str = "") -> str:
-    """The definition of `name` in Python source: a function, class or assignment, `Class.method`, `Class.head` (down to its first
-    method), `module` (the docstring), or a call that stands alone, such as `gymnasium.register`. Raises `LookupError`."""
+    """The definition of `name` in Python source. Raises `LookupError`.
+
+    A name is a function, class or assignment, `Class.method`, `Class.head` (down to its first method), `module` (the
+    docstring), or a call that stands alone, such as `gymnasium.register`.
+    """
     tree = ast.parse(source)
     lines = source.splitlines()
     if name == "module":

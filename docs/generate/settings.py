@@ -26,9 +26,9 @@ trace-gym train run.yaml optim.lr=1e-4 env.options.difficulty=2-3
 trace-gym train --print-config > run.yaml
 ```
 
-Numbers, `true`, `false` and `null` are read as in JSON (`3e-4` is a number, `no` is a word, `100_000` is 100,000); all else is a
-word. An unknown or impossible setting is an error that names the file's line or the override. `algorithm` holds the fields of the
-[algorithm](algorithms.md), `env.options` those of the [environment](environments.md).
+Numbers, `true`, `false` and `null` are read as in JSON (`3e-4` is a number, `no` is a word, `100_000` is 100,000); all else is
+a word. An unknown or impossible setting is an error that names the file's line or the override. `algorithm` holds the fields of
+the [algorithm](algorithms.md), `env.options` those of the [environment](environments.md).
 """
 BOUNDS = {Ge: ("ge", "from"), Gt: ("gt", "above"), Le: ("le", "to"), Lt: ("lt", "below")}
 

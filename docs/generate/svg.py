@@ -1,7 +1,7 @@
 """Pictures as SVG text: a few shapes on a sheet of paper.
 
-Invariant: a picture reads in greys and on a dark page. It brings its own light background, and whatever a colour says is said by a
-shape or a word too: success is a filled mark with 1, failure a hollow one with 0.
+Invariant: a picture reads in greys and on a dark page. It brings its own light background, and whatever a colour says is said
+by a shape or a word too: success is a filled mark with 1, failure a hollow one with 0.
 """
 
 from __future__ import annotations

@@ -18,15 +18,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def code(text: str) -> str:
-    """A code span that a table cell may hold."""
+    """A code span, on one line. In a table too: mkdocs reads no | inside one as the end of a cell."""
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     space = " " if "`" in text else ""
-    return f"{ticks}{space}{text}{space}{ticks}".replace("|", "\\|").replace("\n", " ")
+    return f"{ticks}{space}{text}{space}{ticks}".replace("\n", " ")
 
 
 def cell(text: str) -> str:
     """Words with `code` in them, for a table cell."""
-    return _escaped(" ".join(text.split())).replace("|", "\\|")
+    return _escaped(" ".join(text.split()))
 
 
 def takes(annotation: str, module: str) -> str:
@@ -70,5 +70,5 @@ def _escaped(text: str) -> str:
     """Text outside `code spans` with everything that Markdown or HTML would read escaped."""
     parts = re.split(r"(`[^`]+`)", text)
     return "".join(
-        part if i % 2 else re.sub(r"([\\*_\[\]<>#])", r"\\\1", part) for i, part in enumerate(parts)
+        part if i % 2 else re.sub(r"([\\*_\[\]<>#|])", r"\\\1", part) for i, part in enumerate(parts)
     )

@@ -7,8 +7,8 @@
     python -m docs.generate.trace_tree runs/tree          writes docs/pictures/trace_tree.json
     python -m docs.generate.pictures                      draws it
 
-The rule: of the steps that the predictor planned, the first tree in which a continuation ended otherwise than a rollout it shares its
-anchor with, of at most `LARGEST` nodes.
+The rule: of the steps that the predictor planned, the first tree in which a continuation ended otherwise than a rollout
+that it shares its anchor with, of at most `LARGEST` nodes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def main() -> None:
     """Write the tree of the run named on the command line."""
     run = RunFolder.open(Path(sys.argv[1]))
     step, place, tree = chosen(run)
-    RUN.write_text(json.dumps(told(run, step, place, tree), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    RUN.write_text(
+        json.dumps(told(run, step, place, tree), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     print(f"step {step}, tree {place}: {tree.task_id}")
 
 
@@ -83,7 +85,7 @@ def told(run: RunFolder, step: int, place: int, tree: Tree) -> dict[str, Any]:
                 "anchor": any(tree[c].origin == "continuation" and tree[c].draw > 0 for c in below[i]),
                 "reward": tree[i].reward if tree[i].status != "running" else None,
                 "value": _number(values[i], ".2f"),
-                "advantage": "" if i == 0 else _number(advantage[i], "+.2f"),
+                "advantage": "" if i == 0 else _number(advantage[i], "+.2f").replace("+0.00", "0.00"),
                 "tokens": str(tree[i].n_action) if i else "",
                 "said": _said(tree, i),
             }
