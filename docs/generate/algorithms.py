@@ -11,13 +11,13 @@ import inspect
 import io
 import textwrap
 import tokenize
+from importlib.metadata import entry_points
 from typing import Any
 
 from docs.generate.text import cell, code, prose, table, takes
 from trace_gym.algorithm import Algorithm
-from trace_gym.plugins import algorithm_class, algorithm_names
 
-__all__ = ["names", "page", "settable"]
+__all__ = ["classes", "page", "settable"]
 
 HEAD = """# Algorithms
 
@@ -39,24 +39,25 @@ def page() -> str:
     """The page."""
     parts = [HEAD, "## Fields of all", _fields(Algorithm, None)]
     told: set[str] = set()
-    classes = {name: algorithm_class(name) for name in names()}
-    for name, cls in classes.items():
+    known = classes()
+    for name, cls in known.items():
         parts += [f"## {name}", prose(_summary(cls))]
         module = inspect.getmodule(cls)
         if module is not None and module.__name__ not in told:
             told.add(module.__name__)
             parts.append(prose(module.__doc__ or ""))
-        parent = next((base for base in cls.__mro__[1:] if base in classes.values()), Algorithm)
+        parent = next((base for base in cls.__mro__[1:] if base in known.values()), Algorithm)
         if parent is not Algorithm:
-            whose = next(other for other, its in classes.items() if its is parent)
+            whose = next(other for other, its in known.items() if its is parent)
             parts.append(f"The fields and the paper are those of `{whose}`; other defaults:")
         parts.append(_fields(cls, parent))
     return "\n\n".join(parts)
 
 
-def names() -> list[str]:
-    """The registered names that come with trace_gym."""
-    return [name for name, owner in algorithm_names().items() if owner == "trace-gym"]
+def classes() -> dict[str, type[Algorithm]]:
+    """The registered names that come with trace_gym, sorted, and their classes."""
+    points = entry_points(group="trace_gym.algorithms")
+    return {p.name: p.load() for p in sorted(points) if p.dist is not None and p.dist.name == "trace-gym"}
 
 
 def settable(cls: type[Algorithm]) -> dict[str, Any]:

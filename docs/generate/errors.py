@@ -159,12 +159,13 @@ def _returned(function: object, names: Names) -> list[str]:
     if not isinstance(function, ast.FunctionDef):
         return [FILLED]
     returns = [node.value for node in ast.walk(function) if isinstance(node, ast.Return) and node.value]
-    local: Names = {}
+    local: dict[str, ast.expr] = {}
     for node in ast.walk(function):
         if isinstance(node, ast.Assign) and isinstance(target := node.targets[0], ast.Name):
             before = local.get(target.id)  # a name that is given several values may say any of them
-            local[target.id] = ast.IfExp(node, before, node.value) if before else node.value
-    return [text for value in returns for text in _texts(value, {**names, **local})] or [FILLED]
+            local[target.id] = ast.IfExp(ast.Constant(True), before, node.value) if before else node.value
+    inside: Names = {**names, **local}
+    return [text for value in returns for text in _texts(value, inside)] or [FILLED]
 
 
 def _product(parts: list[list[str]]) -> list[str]:

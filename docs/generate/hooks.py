@@ -41,6 +41,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return expand(markdown, _source(page.file.src_uri), page.file.src_uri)
 
 
+def on_post_build(config: MkDocsConfig) -> None:
+    """Keep the build quick."""
+    assert "torch" not in sys.modules, "a generated page imports torch"
+
+
 def _source(uri: str) -> str:
     """The file in the repository that a page is made from."""
     elsewhere = {there: path for path in ("CONTRIBUTING.md", "CHANGELOG.md") if (there := page_of(path))}

@@ -100,14 +100,13 @@ def tree() -> Picture:
     p.text(560, 89, "continuation from anchor 1", fill=MUTED)
     p.text(560, 144, "root rollout", fill=MUTED)
     p.text(15, 195, "the path 0, 1, 5, 6 is what the model saw:", fill=MUTED)
-    x = 15.0
+    left = 15
     for node, sampled, shown in ((0, 0, 7), (1, 4, 3), (5, 5, 2), (6, 3, 0)):
-        start = x
         for k in range(sampled + shown):
-            p.box(x, 207, 22, 22, fill=INK if k < sampled else "#ffffff")
-            x += 25
-        p.text((start + x - 3) / 2, 247, f"node {node}", at="middle", size=11)
-        x += 14
+            p.box(left + 25 * k, 207, 22, 22, fill=INK if k < sampled else "#ffffff")
+        width = 25 * (sampled + shown)
+        p.text(left + (width - 3) / 2, 247, f"node {node}", at="middle", size=11)
+        left += width + 14
     p.box(15, 262, 14, 14, fill=INK)
     p.text(36, 274, "sampled by the policy: trained on", size=12)
     p.box(260, 262, 14, 14, fill="#ffffff")
@@ -141,7 +140,7 @@ def budget() -> Picture:
     p.text(
         left,
         182,
-        "Who ends early gives back what is left, and the next one starts; who can never start is refused and counted.",
+        "Who ends early gives back what is left; who can never start is refused, and counted.",
         fill=MUTED,
     )
     return p
@@ -221,8 +220,8 @@ def credit() -> Picture:
     for node, (x, y) in places.items():
         if grown[node].status == "done":
             p.outcome(x + 80, y, grown[node].reward)
-    p.text(645, 60, "one failed where", fill=MUTED, size=12)
-    p.text(645, 76, "the others did not", fill=MUTED, size=12)
+    p.text(638, 60, "one failed where", fill=MUTED, size=12)
+    p.text(638, 76, "the others did not", fill=MUTED, size=12)
     return p
 
 

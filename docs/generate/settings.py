@@ -112,4 +112,4 @@ def _type(annotation: Any) -> str:
         bool: "`true` or `false`",
         type(None): "`null`",
     }
-    return words[annotation]
+    return words.get(annotation, str(annotation))
