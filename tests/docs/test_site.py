@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from docs.generate.repository import ROOT, page_of, pages, site_links
 
@@ -42,13 +43,20 @@ class Loaded(HTMLParser):
         self.words.append(data)
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site."""
-    pytest.importorskip("mkdocs", reason="the site is built with the extra 'docs'")
-    out = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)],
+def build(config: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    """As `make docs` does: warnings fail it."""
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "--strict",
+            "--config-file",
+            str(config),
+            "--site-dir",
+            str(out),
+        ],
         cwd=ROOT,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
@@ -56,8 +64,38 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timeout=200,
         check=False,
     )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    pytest.importorskip("mkdocs", reason="the site is built with the extra 'docs'")
+    out = tmp_path_factory.mktemp("site")
+    done = build(ROOT / "mkdocs.yml", out)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
+
+
+@pytest.mark.parametrize("link", ["other.md#two", "missing.md", "other.md#nowhere", "../outside.md"])
+def test_a_link_that_leads_nowhere_fails_the_build(link: str, tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    ours = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    kept = {key: ours[key] for key in ("site_name", "use_directory_urls", "validation")}
+    (tmp_path / "mkdocs.yml").write_text(
+        yaml.safe_dump({**kept, "theme": {"name": "material", "font": False}})
+    )
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text(f"# One\n\n[a link]({link})\n")
+    (tmp_path / "docs/other.md").write_text("# Other\n\n## Two\n")
+    done = build(tmp_path / "mkdocs.yml", tmp_path / "site")
+    assert (done.returncode == 0) == (link == "other.md#two"), done.stderr
+
+
+def test_make_builds_strictly_and_hides_no_warning() -> None:
+    """`--quiet` hides warnings from `--strict` too."""
+    recipe = re.search(r"^docs:.*\n\t(.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert recipe and "mkdocs build --strict" in recipe[1] and "-q" not in recipe[1]
+    assert "make docs" in (ROOT / ".ci/run").read_text(encoding="utf-8")
 
 
 def test_every_page_is_there(site: Path) -> None:
