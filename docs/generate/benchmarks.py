@@ -19,8 +19,8 @@ COSTS = {  # as recorded on the pages themselves; 2 CPU cores
 
 HEAD = """# Reproduce the benchmarks
 
-Every recorded figure comes from one command, and every page says which, on which machine and at which commit. From a checkout
-(`make .venv`), with `trace-gym` and `python` of `.venv/bin`:
+Every recorded figure comes from a command; the pages say more on machine and commit. From a checkout (`make .venv`), with
+`trace-gym` and `python` of `.venv/bin`:
 
 {table}
 
@@ -33,7 +33,7 @@ Costs are those of the recorded runs, on 2 CPU cores; no page was recorded on a 
 - A comparison of arms is paired: arms of a seed share the starting policy, the order of tasks and the evaluation's draws. It
   can be interrupted: the command runs what is missing.
 - What can be exact is a test, not a measurement (`make test`): that a fork is exact, that budgets are never exceeded, that a
-  resumed run equals an uninterrupted one, that the credit rules give the exact gradient on Relay.
+  resumed run equals an uninterrupted one, that `edge` advantages give the exact gradient on Relay.
 
 A GPU or vLLM is looked at by `make gpu-check` and the tests marked `vllm`; see [GPU set-up](gpu.md)."""
 

@@ -119,7 +119,8 @@ def _messages(path: Path) -> Iterator[Message]:
         name = ast.unparse(call.func)
         error = REASONS.get(name, name)
         if error in errors.__all__:
-            for text in _texts(call.args[0], names):
+            for words in _texts(call.args[0], names):
+                text = re.sub(f"{FILLED}+", FILLED, words)
                 yield Message(error, text, path.relative_to(ROOT).as_posix(), name in REASONS)
 
 
