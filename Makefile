@@ -1,14 +1,15 @@
 # make demo    watch a small agent learn            make test   run the tests
 # make check   format, lint, types, layers          make fmt    format and fix what can be fixed
+# make docs    the documentation site, into build/site
 # Each makes .venv first where it is missing or older than what it is made from.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints-cpu.txt
-EXTRAS ?= train,data,models,search,http,dev
+EXTRAS ?= train,data,models,search,http,docs,dev
 
 BIN := .venv/bin
 STAMP := .venv/.made
 
-.PHONY: .venv demo test test-wheel check fmt gpu-check clean
+.PHONY: .venv demo test test-wheel check docs fmt gpu-check clean
 
 .venv: $(STAMP)
 
@@ -36,6 +37,10 @@ check: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Without --quiet, which would hide from --strict the warnings it is to fail on. The variable: no notice of the theme's authors.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 fmt: $(STAMP)
 	$(BIN)/ruff format
