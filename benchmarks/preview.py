@@ -47,7 +47,7 @@ def preview(suite: Suite, *, workers: int, full: bool = False) -> list[str]:
     counts = ", ".join(f"{count} {name}" for name, count in kinds.items() if count)
     lines += [
         "",
-        f"{len(cells)} cells ({counts}); expected {clock(seconds)} on one core, {clock(seconds / workers)} on {workers}",
+        f"{len(cells)} cells ({counts}); expected {clock(seconds)} by one worker, {clock(seconds / workers)} by {workers}",
     ]
     lines += [str(one) for one in missing] or ["everything is on this machine"]
     if full:
@@ -110,7 +110,7 @@ def _data(options: Mapping[str, Any]) -> Iterator[Absent]:
         kind, mark, rest = value.partition(":")
         if mark and kind == "hf" and not _data_set_cached(rest.split(":")[0]):
             yield Absent(
-                f"data set {rest.split(':')[0]}", "`datasets` fetches it when the suite runs, with network"
+                f"data set {rest.split(':')[0]}", f"hf download --repo-type dataset {rest.split(':')[0]}"
             )
         elif mark and kind in data.KNOWN and not data.is_cached(kind):
             yield Absent(f"data set {kind}", f"trace-gym data get {kind}")
@@ -131,7 +131,7 @@ def _weights(policy: str) -> Iterator[Absent]:
             f"there is no policy folder {policy}: give the suite a warmup, or make the folder first"
         )
     elif not _weights_cached(policy):
-        yield Absent(f"weights {policy}", f"huggingface-cli download {policy}")
+        yield Absent(f"weights {policy}", f"hf download {policy}")
 
 
 def _weights_cached(name: str) -> bool:
@@ -158,8 +158,8 @@ def _worlds(suite: Suite, cells: Sequence[Cell]) -> Iterator[str]:
         seeds = ", ".join(map(str, suite.seeds_of(world)))
         env: Any = train[0].config["env"]
         yield f"{name}: {env['id']} {env['options'] or ''}".rstrip()
-        yield f"  {len(train)} cells of {train[0].budget:,} {suite.unit.replace('_', ' ')}: {algorithms}; seeds {seeds}"
-        yield f"  policy: {_policy(train[0], mine)}; expected {clock(sum(cell.seconds for cell in mine))} on one core"
+        yield f"  {len(train)} cells of {train[0].budget:,.0f} {suite.unit.replace('_', ' ')}: {algorithms}; seeds {seeds}"
+        yield f"  policy: {_policy(train[0], mine)}; expected {clock(sum(cell.seconds for cell in mine))} by one worker"
         if world.rates and len(world.rates.grid) > 1:
             grid = ", ".join(f"{rate:g}" for rate in world.rates.grid)
             yield f"  learning rate of {grid}, tuned on {world.rates.split}, seeds {', '.join(map(str, world.rates.seeds))}"

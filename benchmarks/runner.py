@@ -29,7 +29,7 @@ from trace_gym.benchmarks.suite import Cell, Suite, expand
 from trace_gym.benchmarks.worker import RESULT, write_result
 from trace_gym.errors import ConfigError
 
-__all__ = ["Progress", "Watcher", "run_suite"]
+__all__ = ["Done", "Progress", "Watcher", "run_suite"]
 
 POLL_S = 0.5
 Record = dict[str, Any]
@@ -44,6 +44,14 @@ class Progress:
     total: int
     left_s: float
     running: Sequence[tuple[Cell, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The records of the cells that have ended, and how many cells are left."""
+
+    records: list[Record]
+    left: int
 
 
 class Watcher(Protocol):
@@ -139,10 +147,8 @@ class _State:
         return left / self.workers
 
 
-def run_suite(
-    suite: Suite, out: Path, *, workers: int, watcher: Watcher, retry_failed: bool = False
-) -> list[Record]:
-    """Run what is missing and write the table; returns the records of all cells. The first Ctrl-C lets running cells end,
+def run_suite(suite: Suite, out: Path, *, workers: int, watcher: Watcher, retry_failed: bool = False) -> Done:
+    """Run what is missing and write the table. The first Ctrl-C lets running cells end,
     a second one stops them. Raises `ConfigError` where another runner uses the folder."""
     state = _State(suite, out, workers)
     with _locked(out) as lock:
@@ -159,7 +165,7 @@ def run_suite(
         finally:
             records = [state.records[c.key] for c in state.cells if c.key in state.records]
             write_table(out, records)
-    return records
+    return Done(records, len(state.cells) - len(records))
 
 
 def _work(state: _State, pool: Pool, watcher: Watcher, stop: list[int]) -> None:

@@ -207,7 +207,7 @@ class Cell:
     start: str = ""
     warmup: Plain = field(default_factory=dict)
     evaluations: Mapping[str, Plain] = field(default_factory=dict)
-    budget: int = 0
+    budget: float = 0
     seconds: float = 60.0  # expected
     keeps_policy: bool = False
     waits: bool = False  # its learning rate is still being tuned

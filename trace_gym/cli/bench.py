@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from trace_gym.cli.app import DebugOption, app
-from trace_gym.errors import ConfigError
+from trace_gym.cli.app import INTERRUPTED, DebugOption, app
 from trace_gym.observer import printable
 
 __all__ = ["bench_app", "list_command", "report_command", "run_command"]
@@ -78,8 +77,11 @@ def run_command(
     check_present(loaded)
     folder = out or Path("runs/bench") / loaded.name
     with SuiteDisplay() as display:
-        records = run_suite(loaded, folder, workers=count, watcher=display, retry_failed=retry_failed)
-    typer.echo(printable(_ending(records, folder)))
+        done = run_suite(loaded, folder, workers=count, watcher=display, retry_failed=retry_failed)
+    typer.echo(printable(_ending(done.records, folder)))
+    if done.left:
+        typer.echo(f"{done.left} cells are left: the same command goes on", err=True)
+        raise typer.Exit(INTERRUPTED)
 
 
 @bench_app.command("report")
@@ -120,10 +122,8 @@ def list_command() -> None:
         typer.echo(printable(f"{name:<{width}}  {suite.title}\n{'':<{width}}  {how}"))
 
 
-def _ending(records: list[Mapping[str, Any]] | Any, folder: Path) -> str:
+def _ending(records: Sequence[Mapping[str, Any]], folder: Path) -> str:
     failed = [record for record in records if record["status"] == "failed"]
-    if not records:
-        raise ConfigError(f"no cell has ended; the same command goes on in {folder}")
     lines = [
         f"{len(records) - len(failed)} cells are done, {len(failed)} failed; {folder / 'results.parquet'}"
     ]
