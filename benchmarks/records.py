@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trace_gym.benchmarks.cells import Result
+from trace_gym.benchmarks.cells import Result, area
 from trace_gym.benchmarks.spending import read_spending
 from trace_gym.errors import ConfigError, RunError
 from trace_gym.runs import RunFolder
 
-__all__ = ["TABLE", "read_record", "read_table", "result_of", "write_table"]
+__all__ = ["TABLE", "area_of", "read_record", "read_table", "result_of", "write_table"]
 
 TABLE = "results.parquet"
 PLAIN = ("config", "warmup", "about")  # kept as JSON text: their keys differ from row to row
@@ -56,6 +56,11 @@ def result_of(record: Record) -> Result:
         record["evals"],
         error=record["reason"],
     )
+
+
+def area_of(record: Record) -> float:
+    """Mean success over the cell's budget, which is in policy tokens where it is to be tuned; nan for a failed cell."""
+    return area(result_of(record), record["budget"]) if record["status"] == "done" else float("nan")
 
 
 def write_table(out: Path, records: Sequence[Record]) -> Path:

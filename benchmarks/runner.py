@@ -22,9 +22,8 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from trace_gym.benchmarks.cells import area
 from trace_gym.benchmarks.pool import Lost, Pool
-from trace_gym.benchmarks.records import read_record, result_of, write_table
+from trace_gym.benchmarks.records import area_of, read_record, write_table
 from trace_gym.benchmarks.suite import Cell, Suite, expand
 from trace_gym.benchmarks.worker import RESULT, write_result
 from trace_gym.errors import ConfigError
@@ -98,7 +97,7 @@ class _State:
     def _areas(self) -> dict[str, float]:
         """Mean success over its budget of every tuning cell that has ended."""
         tuned = {k: r for k, r in self.records.items() if r["kind"] == "tune"}
-        return {key: _area(record) for key, record in tuned.items()}
+        return {key: area_of(record) for key, record in tuned.items()}
 
     def next(self, running: Sequence[str]) -> Cell | None:
         """The first cell that can start now."""
@@ -208,10 +207,6 @@ def _forget_failed(state: _State) -> None:
             (state.out / key / RESULT).unlink()
             del state.records[key]
     state.look()
-
-
-def _area(record: Record) -> float:
-    return area(result_of(record), record["budget"]) if record["status"] == "done" else float("nan")
 
 
 def _keep_suite(suite: Suite, out: Path) -> None:
