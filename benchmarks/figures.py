@@ -42,7 +42,7 @@ STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#009E73", "linestyle": ":", "marker": "D"},
     {"color": "#CC79A7", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v"},
 )
-BARS = ("#000000", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#FFFFFF", "#999999")
+BARS = ("#555555", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#FFFFFF", "#999999")
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "--", "", "++")
 PER_PANEL = len(STYLES)
 POINTS = 25  # of a mean curve

@@ -32,7 +32,7 @@ figcaption { color: #444; font-size: 0.9rem }
 pre { background: #f4f4f4; padding: 0.8rem; overflow-x: auto; font-size: 0.8rem }
 """
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_NUMBER = re.compile(r"^[+-]?[\d,.]+%?( \[.*\])?$|^-$")
+_NUMBER = re.compile(r"^[+-]?[\d,.]+%?( \[.*\]| to [\d,.]+)?$|^–$")
 
 
 @dataclass(frozen=True, slots=True)

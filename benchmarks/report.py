@@ -94,10 +94,10 @@ def _opening(found: Comparison) -> Iterator[Block]:
     yield Text(f"Cells: {told}. They took {hours:.1f} hours of processor time. {_machine(found)}")
     unit = suite.unit.replace("_", " ")
     yield Text(
-        f"Every cell may spend the same number of {unit}, billed by one ledger, and never spends more; the tables tell how close it "
-        "came, for what is left at the end covers no further rollout. Final is success at the budget, area is mean success over "
-        "it. Cells of one environment and seed share the starting policy, the order of tasks, and the evaluation's tasks and "
-        f"seeds, so differences to {suite.baseline} are taken within seeds. Brackets hold 95 % bootstrap intervals over seeds; "
+        f"Every cell may spend the same number of {unit}, billed by one ledger, and never spends more; the tables tell how "
+        "close it came, for what is left at the end covers no further rollout. Final is success at the budget, area is mean "
+        "success over it. Cells of one environment and seed share the starting policy, the order of tasks, and the "
+        f"evaluation's tasks and seeds, so differences to {suite.baseline} are taken within seeds. Brackets hold 95 % bootstrap intervals over seeds; "
         "with fewer than five seeds they are too narrow, and nothing should be concluded from one of them."
     )
 
@@ -185,8 +185,8 @@ def _across(found: Comparison) -> Iterator[Block]:
         return
     yield Heading("All environments together")
     yield Text(
-        f"Final success over {', '.join(worlds)}, each with seeds {', '.join(map(str, seeds))}: the mean of the middle half of all "
-        "runs (interquartile mean), the difference within environment and seed, and the chance that a run beats one of the "
+        f"Final success over {', '.join(worlds)}, each with seeds {', '.join(map(str, seeds))}: the mean of the middle half of "
+        "all runs (interquartile mean), the difference within environment and seed, and the chance that a run beats one of the "
         "baseline's. Seeds are drawn anew within each environment for the intervals (Agarwal et al. 2021, arXiv 2108.13264). "
         "Success is not normalised, so environments where it moves more count for more."
     )
@@ -253,9 +253,9 @@ def _calibration(found: Comparison) -> Iterator[Block]:
         return
     yield Heading("Calibration of the predictors")
     yield Text(
-        "Predicted success against what was seen, before the predictor learned from it: of prompts, of prefixes, and of prefixes "
-        "that were continued, judged by their continuations alone. First third of training → last third; means over steps and "
-        "seeds. Always saying 0.5 has a Brier score of 0.25, the grey line."
+        "Predicted success against what was seen, before the predictor learned from it: of prompts, of prefixes, and of "
+        "prefixes that were continued, judged by their continuations alone. First third of training → last third; means over "
+        "steps and seeds. Always saying 0.5 has a Brier score of 0.25, the grey line."
     )
     headers = ["environment", "algorithm", *(f"{p} {m.replace('_', ' ')}" for p in PLACES for m in MEASURES)]
     rows = []
@@ -374,8 +374,8 @@ def _tuning(found: Comparison) -> Iterator[Block]:
     if not tuned:
         return
     yield Text(
-        "Learning rates were chosen by the mean area under the curve on other seeds than those reported; where success is measured "
-        "on tasks, on the split named."
+        "Learning rates were chosen by the mean area under the curve on other seeds than those reported; where success is "
+        "measured on tasks, on the split named."
     )
     rows = []
     places = dict.fromkeys((r["environment"], r["algorithm"]) for r in tuned)

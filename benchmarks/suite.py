@@ -148,6 +148,8 @@ class Suite(_Part):
                 raise ValueError(f"{where}: {other!r} is none of the algorithms")
         if world.only and self.baseline not in world.only:
             raise ValueError(f"{where}: the baseline {self.baseline!r} has to run too")
+        if world.rates and len(world.rates.grid) > 1 and self.unit != "policy_tokens":
+            raise ValueError(f"{where}: rates are tuned by curves over policy tokens: unit is {self.unit}")
         if world.rates and set(world.rates.seeds) & set(seeds):
             raise ValueError(f"{where}: a seed that rates are tuned on cannot be one that is reported")
 
