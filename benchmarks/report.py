@@ -97,8 +97,9 @@ def _opening(found: Comparison) -> Iterator[Block]:
         f"Every cell may spend the same number of {unit}, billed by one ledger, and never spends more; the tables tell how "
         "close it came, for what is left at the end covers no further rollout. Final is success at the budget, area is mean "
         "success over it. Cells of one environment and seed share the starting policy, the order of tasks, and the "
-        f"evaluation's tasks and seeds, so differences to {suite.baseline} are taken within seeds. Brackets hold 95 % bootstrap intervals over seeds; "
-        "with fewer than five seeds they are too narrow, and nothing should be concluded from one of them."
+        f"evaluation's tasks and seeds, so differences to {suite.baseline} are taken within seeds. Brackets hold 95 % "
+        "bootstrap intervals over seeds; with fewer than five seeds they are too narrow, and nothing should be concluded from "
+        "one of them."
     )
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from trace_gym.errors import ConfigError
 __all__ = ["Done", "Progress", "Watcher", "run_suite"]
 
 POLL_S = 0.5
+TABLE_EVERY_S = 60.0  # a runner that is killed leaves a table at most this old
 Record = dict[str, Any]
 
 
@@ -99,6 +101,12 @@ class _State:
         tuned = {k: r for k, r in self.records.items() if r["kind"] == "tune"}
         return {key: area_of(record) for key, record in tuned.items()}
 
+    def tell(self) -> list[Record]:
+        """Write the table of all that have ended; returns their records."""
+        records = [self.records[c.key] for c in self.cells if c.key in self.records]
+        write_table(self.out, records)
+        return records
+
     def next(self, running: Sequence[str]) -> Cell | None:
         """The first cell that can start now."""
         for cell in self.cells:
@@ -162,12 +170,12 @@ def run_suite(suite: Suite, out: Path, *, workers: int, watcher: Watcher, retry_
             ):
                 _work(state, pool, watcher, stop)
         finally:
-            records = [state.records[c.key] for c in state.cells if c.key in state.records]
-            write_table(out, records)
+            records = state.tell()
     return Done(records, len(state.cells) - len(records))
 
 
 def _work(state: _State, pool: Pool, watcher: Watcher, stop: list[int]) -> None:
+    told = time.monotonic()
     while True:
         for cell, reason in state.doomed():
             _record_lost(state, cell, reason, watcher, pool)
@@ -183,6 +191,9 @@ def _work(state: _State, pool: Pool, watcher: Watcher, stop: list[int]) -> None:
             state.look()
             watcher.ended(ended, state.records[ended.key], state.progress(pool.running))
         watcher.progress(state.progress(pool.running))
+        if time.monotonic() - told > TABLE_EVERY_S:
+            told = time.monotonic()
+            state.tell()
 
 
 def _next(state: _State, pool: Pool) -> Cell | None:
