@@ -23,6 +23,7 @@ from trace_gym.benchmarks.suite import Cell
 __all__ = ["Lost", "Pool"]
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+WORKER = ("-m", "trace_gym.benchmarks.worker")
 LAST_WORDS = 300  # characters of a dead worker's log that are told
 
 
@@ -106,7 +107,7 @@ class Pool:
 
     def _hire(self) -> _Worker:
         process = subprocess.Popen(
-            [sys.executable, "-m", "trace_gym.benchmarks.worker", str(self.out)],
+            [sys.executable, *WORKER, str(self.out)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | dict.fromkeys(THREADS, "1"),

@@ -24,7 +24,7 @@ from trace_gym.benchmarks.display import clock
 from trace_gym.benchmarks.page import Block, Code, Heading, Picture, Table, Text, write_page
 from trace_gym.benchmarks.records import TABLE, area_of
 from trace_gym.benchmarks.spending import DEEPEST
-from trace_gym.benchmarks.statistics import Estimate, bootstrap, iqm, paired, probability_of_improvement
+from trace_gym.benchmarks.statistics import Estimate, bootstrap, iqm, mean, paired, probability_of_improvement
 from trace_gym.errors import ConfigError
 from trace_gym.seeding import keyed_rng
 
@@ -196,7 +196,7 @@ def _across(found: Comparison) -> Iterator[Block]:
     for name in names:
         scores, rng = found.matrix(name, worlds, seeds), keyed_rng("report", "all", name)
         middle = bootstrap(scores, iqm, rng)
-        pooled = bootstrap(scores - baseline, lambda x: float(x.mean()), rng)
+        pooled = bootstrap(scores - baseline, mean, rng)
         better = "" if name == base else f"{probability_of_improvement(scores, baseline):.2f}"
         rows.append(
             [

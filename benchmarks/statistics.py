@@ -19,6 +19,7 @@ __all__ = [
     "Estimate",
     "bootstrap",
     "iqm",
+    "mean",
     "paired",
     "probability_of_improvement",
     "profile",
@@ -27,7 +28,7 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 DRAWS = 5000
-LEVEL = 95.0
+ENDS = (2.5, 97.5)  # percentiles
 TRIM = 0.25  # of each end
 
 
@@ -46,20 +47,25 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
 
-def iqm(scores: Floats) -> float:
-    """The mean of the middle half of all scores."""
-    return float(stats.trim_mean(np.ravel(scores), TRIM))
+def mean(scores: Floats) -> Floats:
+    """[...] the mean of scores [..., S, E]."""
+    return np.asarray(scores.mean(axis=(-2, -1)))
 
 
-def bootstrap(scores: Floats, statistic: Callable[[Floats], float], rng: np.random.Generator) -> Estimate:
+def iqm(scores: Floats) -> Floats:
+    """[...] the mean of the middle half of scores [..., S, E]."""
+    flat = scores.reshape(*scores.shape[:-2], -1)
+    return np.asarray(stats.trim_mean(flat, TRIM, axis=-1))
+
+
+def bootstrap(scores: Floats, statistic: Callable[[Floats], Floats], rng: np.random.Generator) -> Estimate:
     """`statistic` of scores [S, E], with seeds drawn anew within each environment."""
     seeds, worlds = scores.shape
     value = float(statistic(scores))
     if seeds < 2:
         return Estimate(value, float("nan"), float("nan"), seeds)
     draws = rng.integers(seeds, size=(DRAWS, seeds, worlds))
-    found = np.array([statistic(scores[draw, np.arange(worlds)]) for draw in draws])
-    low, high = np.percentile(found, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    low, high = np.percentile(statistic(scores[draws, np.arange(worlds)]), ENDS)
     return Estimate(value, float(low), float(high), seeds)
 
 
@@ -70,7 +76,7 @@ def paired(one: Mapping[int, float], other: Mapping[int, float], rng: np.random.
     differences = differences[~np.isnan(differences)]
     if not len(differences):
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    return bootstrap(differences[:, None], lambda x: float(x.mean()), rng)
+    return bootstrap(differences[:, None], mean, rng)
 
 
 def probability_of_improvement(one: Floats, other: Floats) -> float:
@@ -93,5 +99,5 @@ def profile_bands(scores: Floats, thresholds: Floats, rng: np.random.Generator) 
         return nothing, nothing
     draws = rng.integers(seeds, size=(DRAWS // 10, seeds, worlds))
     found = np.stack([profile(scores[draw, np.arange(worlds)], thresholds) for draw in draws])
-    low, high = np.percentile(found, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
+    low, high = np.percentile(found, ENDS, axis=0)
     return low, high

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -195,7 +196,7 @@ def _complaint(read: Settings, path: str, error: Any) -> str:
 # ---- cells ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for what is computed once
 class Cell:
     """One piece of work. `config` is a whole run's settings as plain values; `start` is the key of the warm-up that makes
     its policy, which has to come first. While a cell `waits`, its rate and so its digest are not settled."""
@@ -221,14 +222,14 @@ class Cell:
         rate = f" at lr {self.rate:g}" if self.kind == "tune" and self.rate is not None else ""
         return f"{self.environment} {self.algorithm or self.kind} seed {self.seed}{rate}"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Of everything that decides what the cell does, but for its place on the disk."""
         parts = (self.kind, self.environment, self.algorithm, self.seed, self.config, self.start, self.warmup)
         plain = json.dumps([*parts, dict(self.evaluations)], sort_keys=True)
         return hashlib.sha256(plain.encode()).hexdigest()[:DIGITS]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The cell's folder below the output folder."""
         name = f"seed-{self.seed}-{self.digest}"
