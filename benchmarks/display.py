@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from trace_gym.benchmarks.cells import curve
+from trace_gym.benchmarks.expansion import Cell
 from trace_gym.benchmarks.records import result_of
 from trace_gym.benchmarks.runner import Progress
-from trace_gym.benchmarks.suite import Cell
 from trace_gym.observer import printable
 
 __all__ = ["SuiteDisplay", "brief", "clock"]

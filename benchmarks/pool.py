@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from trace_gym.benchmarks.suite import Cell
+from trace_gym.benchmarks.expansion import Cell
 
 __all__ = ["Lost", "Pool"]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from trace_gym.benchmarks.display import clock
-from trace_gym.benchmarks.suite import Cell, Suite, expand
+from trace_gym.benchmarks.expansion import Cell, expand
+from trace_gym.benchmarks.suite import Suite
 from trace_gym.config import TrainConfig, dump_config
 from trace_gym.errors import ConfigError
 from trace_gym.plugins import make_env

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from trace_gym.benchmarks.cells import Result, area
 from trace_gym.benchmarks.spending import read_spending
-from trace_gym.errors import ConfigError, RunError
+from trace_gym.errors import ConfigError, RunError, TraceGymError
 from trace_gym.runs import RunFolder
 
 __all__ = ["TABLE", "area_of", "read_record", "read_table", "result_of", "write_table"]
@@ -29,7 +29,7 @@ Record = dict[str, Any]
 
 
 def read_record(folder: Path) -> Record:
-    """The result in a cell's folder with the rows of its run. Raises `RunError` when they cannot be read."""
+    """The result in a cell's folder with the rows of its run. Raises `RunError` when the result cannot be read."""
     try:
         record: Record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -38,8 +38,11 @@ def read_record(folder: Path) -> Record:
         ) from error
     record |= {"metrics": [], "evals": [], "spending": []}
     if record["status"] == "done" and record["kind"] != "warmup":
-        run = RunFolder.open(folder / "run")
-        record |= {"metrics": run.metrics(), "evals": run.evals(), "spending": read_spending(folder)}
+        try:
+            run = RunFolder.open(folder / "run")
+            record |= {"metrics": run.metrics(), "evals": run.evals(), "spending": read_spending(folder)}
+        except TraceGymError as error:  # lost since: the others are there
+            record |= {"status": "failed", "reason": f"its run cannot be read: {error}"}
     found: dict[str, dict[str, float]] = record.get("found", {})
     record["found"] = [{"name": name, **row} for name, row in found.items()]
     return {"reason": "", "warmed": {}, **record}

@@ -23,9 +23,10 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
+from trace_gym.benchmarks.expansion import Cell, expand
 from trace_gym.benchmarks.pool import Lost, Pool
 from trace_gym.benchmarks.records import area_of, read_record, write_table
-from trace_gym.benchmarks.suite import Cell, Suite, expand
+from trace_gym.benchmarks.suite import Suite
 from trace_gym.benchmarks.worker import RESULT, write_result
 from trace_gym.errors import ConfigError
 

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trace_gym.benchmarks.expansion import Cell
 from trace_gym.benchmarks.spending import Spending
-from trace_gym.benchmarks.suite import Cell
 from trace_gym.errors import TraceGymError
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ import yaml
 from tests.benchmarks.test_suite import plain, world
 from tests.support import fake_worker
 from trace_gym.benchmarks import pool, runner
+from trace_gym.benchmarks.expansion import Cell
 from trace_gym.benchmarks.records import read_table
 from trace_gym.benchmarks.runner import Done, Progress, run_suite
-from trace_gym.benchmarks.suite import Cell, Suite
+from trace_gym.benchmarks.suite import Suite
 from trace_gym.errors import ConfigError
 
 GRPO = {"name": "grpo"}

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from trace_gym.benchmarks.suite import Cell, Suite, expand, load_suite, shipped
+from trace_gym.benchmarks.expansion import Cell, expand
+from trace_gym.benchmarks.suite import Suite, load_suite, shipped
 from trace_gym.config import TrainConfig
 from trace_gym.errors import ConfigError
 

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from trace_gym.benchmarks.suite import Cell
+from trace_gym.benchmarks.expansion import Cell
 from trace_gym.benchmarks.worker import write_result
 from trace_gym.config import TrainConfig
 from trace_gym.runs import RunFolder
