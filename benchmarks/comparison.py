@@ -19,8 +19,9 @@ from trace_gym.benchmarks.records import read_table, result_of
 from trace_gym.benchmarks.suite import Suite
 from trace_gym.errors import ConfigError
 
-__all__ = ["Comparison", "Run", "read_comparison"]
+__all__ = ["CALIBRATION", "Comparison", "Run", "read_comparison"]
 
+CALIBRATION = ("brier", "ece", "rank_correlation")
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -138,7 +139,8 @@ def read_comparison(path: Path) -> Comparison:
 
 
 def _run(suite: Suite, record: Mapping[str, Any], start: float | None) -> Run:
-    result = result_of(dict(record))
+    record = {**record, "metrics": [_of_prompts(row) for row in record["metrics"]]}
+    result = result_of(record)
     tokens, success = curve(result)
     if start is not None and len(tokens) and tokens[0] > 0:
         tokens, success = np.insert(tokens, 0, 0.0), np.insert(success, 0, start)
@@ -155,6 +157,12 @@ def _run(suite: Suite, record: Mapping[str, Any], start: float | None) -> Run:
         area(result, _tokens(suite, record), start=start),
         record,
     )
+
+
+def _of_prompts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A predictor that sees prompts alone reports its calibration under plain names."""
+    alone = {f"root_{name}": row[name] for name in CALIBRATION if name in row and f"root_{name}" not in row}
+    return {**row, **alone}
 
 
 def _tokens(suite: Suite, record: Mapping[str, Any]) -> float:

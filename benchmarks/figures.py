@@ -71,7 +71,7 @@ def curves(found: Comparison) -> bytes:
         values = np.array([np.interp(grid, run.tokens, run.success) for run in runs])
         _line(axis, grid, values, style, name)
 
-    return _by_world(found, draw, "success", lambda name: True)
+    return _by_world(found, draw, "success")
 
 
 def effective(found: Comparison) -> bytes:
@@ -81,7 +81,7 @@ def effective(found: Comparison) -> bytes:
         middles, means = _binned(runs, "effective_ratio", "prompts")
         axis.plot(middles, means, label=printable(name), markersize=4, **style)
 
-    return _by_world(found, draw, "effective ratio", lambda name: True)
+    return _by_world(found, draw, "effective ratio")
 
 
 def calibration(found: Comparison) -> bytes | None:
@@ -104,7 +104,7 @@ def calibration(found: Comparison) -> bytes | None:
                     xlabel="policy tokens, thousands",
                     ylabel="Brier score",
                 )
-            row[0].legend(frameon=False, fontsize=7)
+            row[0].legend(frameon=False, fontsize=7)  # not all algorithms predict everywhere
         return _svg(figure)
 
 
@@ -135,7 +135,8 @@ def profiles(found: Comparison, rng: np.random.Generator) -> bytes | None:
     worlds, names, seeds = found.common()
     if len(names) < 2 or not seeds:
         return None
-    thresholds = np.linspace(0, 1, 101)
+    scored = np.concatenate([found.matrix(name, worlds, seeds).ravel() for name in names])
+    thresholds = np.linspace(max(0.0, scored.min() - 0.02), min(1.0, scored.max() + 0.02), 101)
     panels = _panels(names, found.suite.baseline)
     with _canvas(1, len(panels)) as (figure, axes):
         for axis, panel in zip(axes[0], panels, strict=True):
@@ -160,28 +161,24 @@ def profiles(found: Comparison, rng: np.random.Generator) -> bytes | None:
 
 
 def _by_world(
-    found: Comparison,
-    draw: Callable[[Axes, Sequence[Run], dict[str, Any], str], None],
-    label: str,
-    shown: Callable[[str], bool],
+    found: Comparison, draw: Callable[[Axes, Sequence[Run], dict[str, Any], str], None], label: str
 ) -> bytes:
-    """A row an environment, a panel for each few algorithms."""
-    names = [
-        name
-        for name in found.suite.algorithms
-        if shown(name) and any(name in found.algorithms(w) for w in found.environments)
-    ]
+    """A row an environment, a panel for each few algorithms; the first row has the legends of all."""
+    worlds = found.environments
+    names = [name for name in found.suite.algorithms if any(name in found.algorithms(w) for w in worlds)]
     panels = _panels(names, found.suite.baseline)
-    with _canvas(len(found.environments), len(panels)) as (figure, axes):
-        for row, world in zip(axes, found.environments, strict=True):
+    from matplotlib.lines import Line2D
+
+    with _canvas(len(worlds), len(panels)) as (figure, axes):
+        for row, world in zip(axes, worlds, strict=True):
             for axis, panel in zip(row, panels, strict=True):
                 for name, style in panel:
-                    if runs := found.of(world, name):
-                        draw(axis, runs, style, name)
+                    draw(axis, found.of(world, name), style, name)
                 axis.set(xlabel="policy tokens, thousands", ylabel=label, title=printable(world))
-                if axis.get_legend_handles_labels()[0]:
-                    axis.legend(frameon=False, fontsize=7)
             _same_height(row)
+        for axis, panel in zip(axes[0], panels, strict=True):
+            marks = [Line2D([], [], markersize=4, label=printable(name), **style) for name, style in panel]
+            axis.legend(handles=marks, frameon=False, fontsize=7)
         return _svg(figure)
 
 
