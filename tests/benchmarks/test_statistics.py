@@ -53,6 +53,12 @@ def test_seeds_are_drawn_within_each_environment() -> None:
     assert found.high - found.low < 0.05 and found.value == pytest.approx(0.5)
 
 
+def test_each_environment_has_its_own_draw_of_seeds() -> None:
+    """A seed's two scores always have the mean 0.5: one draw for both environments would show no spread at all."""
+    found = bootstrap(np.array([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]]), mean, rng())
+    assert found.low < 0.4 and found.high > 0.6
+
+
 def test_one_seed_has_no_interval() -> None:
     one = bootstrap(np.array([[0.5, 0.7]]), mean, rng())
     assert one.value == pytest.approx(0.6) and np.isnan(one.low) and not one.apart
