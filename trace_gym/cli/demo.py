@@ -7,30 +7,51 @@ from typing import Annotated
 
 import typer
 
-from trace_gym.cli.app import app
+from trace_gym.cli.app import INTERRUPTED, DebugOption, app
+from trace_gym.errors import ConfigError
+from trace_gym.observer import printable
 
 __all__ = ["demo_command"]
+
+FIRST = """A small language model learns arithmetic with a calculator from imperfect demonstrations (one cell, warm-up), then by
+reinforcement learning: once with grpo, once with trace, side by side at the same number of sampled tokens."""
 
 
 @app.command("demo")
 def demo_command(
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]", help="Training settings other than the demo's."),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for policies, runs, table and picture.")] = Path("demo"),
-    seeds: Annotated[int, typer.Option(min=1, help="How many times, with another seed each time.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the page.")] = Path("demo"),
+    workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
+    debug: DebugOption = False,
 ) -> None:
-    """Warm a small language model up, teach it with GRPO on Math-v0, and compare with supervised learning alone.
+    """Teach a small language model with GRPO and with TRACE on Math-v0, and write a page that compares them.
 
     \b
     Example:  trace-gym demo --out demo
-    """
-    from trace_gym.demo import demo, summary
-    from trace_gym.display import LiveDisplay
-    from trace_gym.runs import environment_facts
 
-    with LiveDisplay() as display:
-        results = demo(out, display, seeds=seeds, overrides=settings or [])
-    typer.echo(summary(results, environment_facts()))
-    typer.echo(f"picture: {out / 'curve.png'}")
+    It is the suite `demo` of `trace-gym bench list`. Interrupted, the same command goes on.
+    """
+    from trace_gym.benchmarks.display import SuiteDisplay
+    from trace_gym.benchmarks.report import write_report
+    from trace_gym.benchmarks.runner import run_suite
+    from trace_gym.benchmarks.suite import load_suite
+
+    typer.echo(FIRST)
+    with SuiteDisplay() as display:
+        done = run_suite(load_suite("demo"), out, workers=workers, watcher=display)
+    if done.left:
+        raise typer.Exit(INTERRUPTED)
+    failed = [record for record in done.records if record["status"] == "failed"]
+    if failed:
+        first, again = failed[0], f"trace-gym bench run demo --out {out} --retry-failed"
+        raise ConfigError(f"{first['key']} failed: {first['reason']}; `{again}` tries once more")
+    write_report(out, out / "report")
+    run = next(record for record in done.records if "/trace/" in record["key"])
+    folder = out / run["key"] / "run"
+    typer.echo(
+        printable(
+            f"the page:    {out / 'report' / 'index.html'} (the same as Markdown beside it)\n"
+            f"the trees:   trace-gym view {folder}\n"
+            f"in the terminal: trace-gym trees {folder}\n"
+            f"the policy:  trace-gym eval {folder}"
+        )
+    )

@@ -1,11 +1,14 @@
-"""The demonstration: a tiny language model is warmed up, then taught by reinforcement learning, on this machine, in minutes.
+"""Is it reinforcement learning that helps, or only more training? A tiny policy on Math-v0 is taught by GRPO; beside it stands
+a control, the same policy after as many further supervised updates.
 
-Beside it stands a control: the same policy after as many further supervised updates. All three are measured on the same
-held-out tasks with the same seeds. `trace-gym demo --seeds 3` is the recorded run; nothing here is chosen by its result.
+    python -m trace_gym.benchmarks.supervised --seeds 3 --out runs/supervised        about 8 minutes a seed
+
+All are measured on the same held-out tasks with the same seeds; nothing is chosen by its result.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from trace_gym.config import TrainConfig, load_config
+from trace_gym.display import LiveDisplay
 from trace_gym.errors import ConfigError
 from trace_gym.evaluate import Evaluation, evaluate_policy
 from trace_gym.observer import Observer
@@ -23,7 +27,7 @@ from trace_gym.runs import RunFolder, environment_facts
 from trace_gym.train import train
 from trace_gym.warmup import more_supervised, warmup
 
-__all__ = ["DemoSeed", "demo", "summary"]
+__all__ = ["Seed", "compare", "summary"]
 
 SETTINGS = (
     "env.options.difficulty=1-3",
@@ -36,7 +40,7 @@ SETTINGS = (
 
 
 @dataclass(frozen=True, slots=True)
-class DemoSeed:
+class Seed:
     """Held-out numbers of one seed: at the start, after reinforcement learning, after supervised learning alone."""
 
     seed: int
@@ -53,12 +57,10 @@ class DemoSeed:
         return self.success[1] - self.success[0]
 
 
-def demo(out: Path, observer: Observer, *, seeds: int = 1, overrides: Sequence[str] = ()) -> list[DemoSeed]:
+def compare(out: Path, observer: Observer, *, seeds: int = 1, overrides: Sequence[str] = ()) -> list[Seed]:
     """Run it and write `results.json`, `summary.md` and `curve.png` into `out`. Raises `ConfigError` when `out` holds one."""
     if (out / "results.json").exists():
-        raise ConfigError(
-            f"{out} holds a finished demonstration; name another folder with --out, or remove it"
-        )
+        raise ConfigError(f"{out} holds a finished comparison; name another folder with --out, or remove it")
     results, curves = [], []
     for seed in range(seeds):
         result, run = _one(out / f"seed-{seed}", seed, overrides, observer)
@@ -76,7 +78,7 @@ def demo(out: Path, observer: Observer, *, seeds: int = 1, overrides: Sequence[s
     return results
 
 
-def _one(out: Path, seed: int, overrides: Sequence[str], observer: Observer) -> tuple[DemoSeed, RunFolder]:
+def _one(out: Path, seed: int, overrides: Sequence[str], observer: Observer) -> tuple[Seed, RunFolder]:
     policy, control = out / "policy", out / "supervised"
     settings = [f"policy.path={policy}", f"out={out}", "name=grpo", f"seed={seed}", *SETTINGS, *overrides]
     config = load_config(None, settings)
@@ -99,7 +101,7 @@ def _one(out: Path, seed: int, overrides: Sequence[str], observer: Observer) -> 
     def three(name: str, supervised: float) -> tuple[float, float, float]:
         return float(first[name]), float(last[name]), supervised
 
-    return DemoSeed(
+    return Seed(
         seed=seed,
         updates=updates,
         policy_tokens=int(run.metrics()[-1]["policy_tokens"]),
@@ -136,7 +138,7 @@ class _Clock:
 # ---- telling it -----------------------------------------------------------------------------------------------------
 
 
-def _line(r: DemoSeed) -> str:
+def _line(r: Seed) -> str:
     before, learned, supervised = r.success
     return (
         f"seed {r.seed}: held-out success {before:.3f} -> {learned:.3f} after {r.policy_tokens:,} sampled tokens"
@@ -144,7 +146,7 @@ def _line(r: DemoSeed) -> str:
     )
 
 
-def summary(results: Sequence[DemoSeed], about: Mapping[str, object]) -> str:
+def summary(results: Sequence[Seed], about: Mapping[str, object]) -> str:
     """The results as a Markdown table."""
     lines = [
         "| seed | held-out success, start | after RL | after SFT alone | greedy: start / RL / SFT"
@@ -175,9 +177,7 @@ def summary(results: Sequence[DemoSeed], about: Mapping[str, object]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _picture(
-    path: Path, results: Sequence[DemoSeed], curves: Sequence[Sequence[tuple[float, float]]]
-) -> None:
+def _picture(path: Path, results: Sequence[Seed], curves: Sequence[Sequence[tuple[float, float]]]) -> None:
     """Success while training (mean of ten steps), and held-out success before and after."""
     import matplotlib
 
@@ -204,3 +204,21 @@ def _picture(
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def main() -> None:
+    """Run it and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/supervised"))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="training settings other than these")
+    asked = parser.parse_args()
+    with LiveDisplay() as display:
+        results = compare(asked.out, display, seeds=asked.seeds, overrides=asked.settings)
+    print(summary(results, environment_facts()))
+
+
+if __name__ == "__main__":
+    main()
