@@ -19,9 +19,8 @@ import json
 import math
 import multiprocessing
 import resource
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +29,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from trace_gym.algorithm import Branch, Credit, Place, RunContext, StepContext
+from trace_gym.algorithm import Branch, Credit, RunContext, StepContext
 from trace_gym.algorithms.credit import ADVANTAGES, credit_trees
 from trace_gym.algorithms.trace import TRACE, PublishedTRACE
 from trace_gym.ledger import Cost
@@ -48,7 +47,12 @@ SHAPES = ("pool", "one tree")
 TURNS, LATER_TURNS = 4, 2  # of a root rollout, of a continuation
 GROUP, CONTINUATIONS = 8, 2
 NODES_PER_ROOT = TURNS + CONTINUATIONS * LATER_TURNS
-PROMPT, SAMPLED, SHOWN, VOCABULARY = 200, 32, 16, 49_152  # tokens, drawn at random: nothing for a compressor to find
+PROMPT, SAMPLED, SHOWN, VOCABULARY = (
+    200,
+    32,
+    16,
+    49_152,
+)  # tokens, drawn at random: nothing for a compressor to find
 OBSERVATION = "The calculator says 1,024. What do you do next? "
 GENERATOR = GeneratorState.of(np.random.Generator(np.random.PCG64(0)))
 
