@@ -1,6 +1,6 @@
 """Ten thousand, a hundred thousand and a million nodes: planned, grown, credited, packed and kept; time and memory per node.
 
-    python -m trace_gym.benchmarks.speed_scale [--json] [--quick]
+    trace-gym bench speed --only scale
 
 Each size is two shapes. *pool*: many trees of about 64 nodes, as a step has them. *one tree*: all nodes in a single tree,
 where whatever looks at a tree's nodes once for each of its nodes would be quadratic. A tree is grown as TRACE grows it: root
@@ -11,11 +11,9 @@ own (CPU), so that other work on the machine counts little.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import hashlib
 import io
-import json
 import math
 import multiprocessing
 import resource
@@ -267,18 +265,3 @@ def page(found: Mapping[str, Any]) -> str:
         "Machine and versions: " + ", ".join(f"{k} {v}" for k, v in found["about"].items()),
     ]
     return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="small sizes")
-    arguments = parser.parse_args()
-    found = measure(quick=arguments.quick)
-    print(json.dumps(found, indent=1) if arguments.json else page(found))
-
-
-if __name__ == "__main__":
-    main()

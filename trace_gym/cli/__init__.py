@@ -6,6 +6,7 @@ quick.
 """
 
 from trace_gym.cli import (  # noqa: F401  (registers the commands)
+    bench,
     data,
     demo,
     doctor,
