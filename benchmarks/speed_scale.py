@@ -153,7 +153,6 @@ def step_of(nodes: int, shape: str, folder: Path | None = None) -> dict[str, Any
     return {
         "shape": shape,
         "nodes": count,
-        "trees": sum(len(tree) > 1 for tree in ctx.trees.values()),
         "seconds": watch.seconds,
         "resident_bytes": resident,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -194,11 +193,12 @@ def _credit_every_way(trees: Mapping[str, Tree], watch: _Stopwatch) -> dict[str,
     return credits
 
 
-def _keep_and_read(trees: Mapping[str, Tree], credits: Mapping[str, Credit], watch: _Stopwatch) -> int:
+def _keep_and_read(trees: dict[str, Tree], credits: Mapping[str, Credit], watch: _Stopwatch) -> int:
     with watch.timed("tree file: write"):
         file = io.BytesIO()
         pq.write_table(tree_table(0, trees, credits), file, compression="zstd", write_page_checksum=True)
     size = file.tell()
+    trees.clear()  # so that they are held once
     with watch.timed("tree file: read"):
         file.seek(0)
         read_trees(pq.read_table(file), "memory")
