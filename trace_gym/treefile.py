@@ -7,13 +7,11 @@ table that breaks a rule of trees raises `RunError` and never gives a tree.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
-from operator import attrgetter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
 from typing import Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from trace_gym.algorithm import Credit
@@ -26,13 +24,13 @@ from trace_gym.tree import NO_PARENT, Node, Origin, Status, Tree
 __all__ = ["SCHEMA", "read_trees", "tree_table"]
 
 
+ROWS = 4096  # as Python objects at a time: they take many times the room of a table
+
+
 def _given(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
 
 
-READ_ROWS = 4096  # at a time
-
-_LISTS = ("tokens", "logprobs")
 _TEXT = ("action", "observation", "state_key", "reason")
 _AS_IS = (
     "parent",
@@ -80,44 +78,31 @@ SCHEMA = pa.schema(
 
 def tree_table(step: int, trees: Mapping[str, Tree], credits: Mapping[str, Credit]) -> pa.Table:
     """The step's trees and what they taught, by task, as a table of `SCHEMA`."""
-    nodes = [node for tree in trees.values() for node in tree.nodes]
-    places = [place for place, tree in enumerate(trees.values()) for _ in tree.nodes]
-    names = [clean_text(tree.task_id) for tree in trees.values()]
-    columns: dict[
-        str, Iterable[Any]
-    ] = {  # each made when its turn comes, so that one of them at a time is in Python
-        "step": (step for _ in nodes),
-        "tree": places,
-        "task_id": (names[place] for place in places),
-        "node": (index for tree in trees.values() for index in range(len(tree))),
-        "snapshot": (None if node.snapshot is None else node.snapshot.to_bytes() for node in nodes),
-        **{name: map(clean_text, map(attrgetter(name), nodes)) for name in _TEXT},
-        **{name: map(attrgetter(name), nodes) for name in _AS_IS},
-        **{name: map(attrgetter(f"cost.{name}"), nodes) for name in _COSTS},
-        **{name: _credit_column(name, trees, credits) for name in ("advantage", "weight")},
-    }
-    arrays = [
-        _list_array([getattr(node, field.name) for node in nodes], field.type)
-        if field.name in _LISTS
-        else pa.array(columns[field.name], field.type, size=len(nodes))
-        for field in SCHEMA
-    ]
-    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+    rows = (
+        {"step": step, "tree": place, **row}
+        for place, (task, tree) in enumerate(trees.items())
+        for row in _tree_rows(tree, credits.get(task))
+    )
+    batches = iter(lambda: list(itertools.islice(rows, ROWS)), [])
+    return pa.Table.from_batches(
+        [pa.RecordBatch.from_pylist(batch, schema=SCHEMA) for batch in batches], schema=SCHEMA
+    )
 
 
-def _credit_column(
-    name: str, trees: Mapping[str, Tree], credits: Mapping[str, Credit]
-) -> Iterator[float | None]:
-    for task, tree in trees.items():
-        credit = credits.get(task)
-        yield from [None] * len(tree) if credit is None else getattr(credit, name).tolist()
-
-
-def _list_array(arrays: Sequence[npt.NDArray[Any]], kind: pa.ListType) -> pa.Array:
-    """Arrays as the rows of a column, without a Python object for every token."""
-    ends = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
-    values = np.concatenate(arrays) if arrays else np.zeros(0)
-    return pa.ListArray.from_arrays(pa.array(ends), pa.array(values, kind.value_type), type=kind)
+def _tree_rows(tree: Tree, credit: Credit | None) -> Iterator[dict[str, Any]]:
+    for index, node in enumerate(tree.nodes):
+        yield {
+            "task_id": clean_text(tree.task_id),
+            "node": index,
+            "tokens": node.tokens,
+            "logprobs": node.logprobs,
+            "snapshot": None if node.snapshot is None else node.snapshot.to_bytes(),
+            **{name: clean_text(getattr(node, name)) for name in _TEXT},
+            **{name: getattr(node, name) for name in _AS_IS},
+            **asdict(node.cost),
+            "advantage": None if credit is None else float(credit.advantage[index]),
+            "weight": None if credit is None else float(credit.weight[index]),
+        }
 
 
 def read_trees(table: pa.Table, name: str) -> list[Tree]:
@@ -127,7 +112,7 @@ def read_trees(table: pa.Table, name: str) -> list[Tree]:
             f"{name} does not have the columns of a tree file; it is no tree file or of another release"
         )
     trees: list[Tree] = []
-    for row in _rows(table):
+    for row in (row for batch in table.to_batches(max_chunksize=ROWS) for row in batch.to_pylist()):
         place, index = row["tree"], row["node"]
         if index == 0 and place == len(trees):
             trees.append(Tree(row["task_id"]))
@@ -136,20 +121,6 @@ def read_trees(table: pa.Table, name: str) -> list[Tree]:
         except (ValueError, SnapshotError) as error:
             raise RunError(f"{name} is corrupt at node {index} of tree {place}: {error}") from error
     return trees
-
-
-def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The table's rows, a few at a time, for as Python objects they take many times the room."""
-    for batch in table.to_batches(max_chunksize=READ_ROWS):
-        lists = {name: _split(batch.column(name)) for name in _LISTS}
-        rest = batch.select([name for name in batch.schema.names if name not in _LISTS]).to_pylist()
-        for index, row in enumerate(rest):
-            yield row | {name: arrays[index] for name, arrays in lists.items()}
-
-
-def _split(column: pa.ListArray) -> list[npt.NDArray[Any]]:
-    values, ends = column.values.to_numpy(), column.offsets.to_numpy()
-    return [values[start:end].copy() for start, end in itertools.pairwise(ends)]
 
 
 def _append(tree: Tree | None, row: dict[str, Any]) -> None:
@@ -168,8 +139,10 @@ def _append(tree: Tree | None, row: dict[str, Any]) -> None:
         raise ValueError(f"unknown status {row['status']!r} or origin {row['origin']!r}")
     snapshot = row["snapshot"]
     node = Node(
+        tokens=np.array(row["tokens"], dtype=np.int32),
+        logprobs=np.array(row["logprobs"], dtype=np.float32),
         snapshot=None if snapshot is None else Snapshot.from_bytes(snapshot),
         cost=Cost(**{name: row[name] for name in _COSTS}),
-        **{name: row[name] for name in (*_LISTS, *_TEXT, *_AS_IS)},
+        **{name: row[name] for name in (*_TEXT, *_AS_IS)},
     )
     tree.append(node)
