@@ -91,6 +91,12 @@ class Ledger:
     def add_seconds(self, phase: str, seconds: float) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
+    def merge(self, other: Ledger) -> None:
+        """Add what another thread's ledger holds."""
+        self.add(other.total)
+        for phase, seconds in other.seconds.items():
+            self.add_seconds(phase, seconds)
+
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Add the block's wall-clock seconds to `phase`, without those of timed blocks inside it."""
