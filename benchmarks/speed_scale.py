@@ -11,7 +11,6 @@ own (CPU), so that other work on the machine counts little.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import io
 import math
@@ -117,7 +116,6 @@ class _Stopwatch:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        gc.collect()
         start = time.process_time()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - start
