@@ -187,6 +187,7 @@ class _Loop:
             settings,
             ledger,
         )
+        self.place = {task: i for i, task in enumerate(ctx.trees)}  # in the pool
         self.prototype = env
         self.spare_envs: list[ForkableEnv[Any]] = []
         self.waiting: deque[_Rollout] = deque()
@@ -223,8 +224,7 @@ class _Loop:
     # ---- planning ---------------------------------------------------------------------------------------------------
 
     def plan(self, algorithm: Algorithm) -> None:
-        order = {task: i for i, task in enumerate(self.ctx.trees)}
-        self.ctx.idle = tuple(sorted(self.newly_idle, key=order.__getitem__))
+        self.ctx.idle = tuple(sorted(self.newly_idle, key=self.place.__getitem__))
         self.newly_idle = []
         with self.ledger.timed("plan"):
             branches = algorithm.plan(self.ctx)
