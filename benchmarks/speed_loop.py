@@ -180,7 +180,9 @@ class LotteryEnv(MathEnv):
         return Turn.end(turn.state, turn.observation, success=won, extra=turn.extra)
 
 
-gymnasium.register(ENV_ID, entry_point=LotteryEnv, order_enforce=False, disable_env_checker=True)
+gymnasium.register(
+    ENV_ID, entry_point=f"{__name__}:LotteryEnv", order_enforce=False, disable_env_checker=True
+)
 
 
 class _Stopwatch(Silent):

@@ -44,12 +44,8 @@ SHAPES = ("pool", "one tree")
 TURNS, LATER_TURNS = 4, 2  # of a root rollout, of a continuation
 GROUP, CONTINUATIONS = 8, 2
 NODES_PER_ROOT = TURNS + CONTINUATIONS * LATER_TURNS
-PROMPT, SAMPLED, SHOWN, VOCABULARY = (
-    200,
-    32,
-    16,
-    49_152,
-)  # tokens, drawn at random: nothing for a compressor to find
+PROMPT, SAMPLED, SHOWN = 64, 32, 16  # tokens
+VOCABULARY = 49_152  # tokens are drawn at random, so that a compressor finds nothing in them
 OBSERVATION = "The calculator says 1,024. What do you do next? "
 GENERATOR = GeneratorState.of(np.random.Generator(np.random.PCG64(0)))
 

@@ -416,18 +416,18 @@ class ForkMany(Plan):
 def test_planning_goes_through_a_tree_as_often_for_many_branches_as_for_one() -> None:
     """Else a tree that is forked from most of its nodes would cost their number squared."""
 
-    def passes(branches: int) -> int:
+    def passes_of(branches: int) -> int:
         tree = grow(ForkMany(branches)).trees["1"]
         assert len(tree.leaves()) == 6 + 2 * branches
-        assert isinstance(tree.nodes, CountedNodes)
-        tree.nodes, nodes = list(tree.nodes), tree.nodes
+        nodes = tree.nodes
+        assert isinstance(nodes, CountedNodes)
+        passes = nodes.passes
         assert sorted(n.draw for n in tree.nodes if n.parent == 0) == list(range(6))
         first = tree.anchors()[0]
-        draws = [n.draw for n in tree.nodes if n.parent == first]
-        assert draws == [
-            0,
-            *range(1, len(draws)),
-        ]  # the rollout's own turn, then each continuation its own stream
-        return nodes.passes
+        draws = [
+            n.draw for n in tree.nodes if n.parent == first
+        ]  # the rollout's own turn, then each continuation's
+        assert draws == list(range(len(draws)))
+        return passes
 
-    assert passes(1) == passes(4)
+    assert passes_of(1) == passes_of(4)
