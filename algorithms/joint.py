@@ -32,6 +32,7 @@ import numpy.typing as npt
 
 from trace_gym.algorithm import Branch, StepContext
 from trace_gym.algorithms.credit import node_values
+from trace_gym.algorithms.predictor import by_task
 from trace_gym.tree import Tree
 
 __all__ = ["JointRule"]
@@ -82,11 +83,12 @@ class JointRule:
     def deepen(self, ctx: StepContext, places: Sequence[tuple[str, int]], v: Floats) -> list[Branch]:
         """More draws in the trees that have become idle; `v` [n] predicts success from each of their anchors."""
         branches: list[Branch] = []
+        owned = by_task(places)
         for task in ctx.idle:
             if self._plans.get(task, 0) >= self.waves:
                 continue
             self._plans[task] = self._plans.get(task, 0) + 1
-            mine = [i for i, (owner, _) in enumerate(places) if owner == task]
+            mine = owned.get(task, [])
             branches += self._deepen_one(ctx.trees[task], [places[i][1] for i in mine], v[mine])
         return branches
 
@@ -106,6 +108,7 @@ class JointRule:
     ) -> Iterator[tuple[float, int, float]]:
         """(gain, node, cost) of each draw that could be made."""
         draws, mixed, mean, costs = _seen(tree)
+        contrasts = float(mixed.sum())
         for node, prediction in zip(nodes, predicted, strict=True):
             n = float(draws[node])
             if n == 0:
@@ -113,7 +116,7 @@ class JointRule:
             v = (self.prior_rollouts * prediction + n * mean[node]) / (self.prior_rollouts + n)
             flip = 1.0 - v if mean[node] > 0.5 else v
             cost = max(LEAST_COST, float(costs[node]))
-            worth = self.discount ** float(mixed.sum() - mixed[node])
+            worth = self.discount ** (contrasts - float(mixed[node]))
             gain = math.inf
             for k in range(MOST_DRAWS):
                 if mixed[node]:

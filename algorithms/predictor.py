@@ -32,6 +32,7 @@ __all__ = [
     "Predictor",
     "PredictorKind",
     "Shuffled",
+    "by_task",
     "by_tree",
     "calibration",
     "make_predictor",
@@ -266,6 +267,14 @@ def by_tree(places: Sequence[Place]) -> Iterator[list[int]]:
     for i, (task, _) in enumerate(places):
         groups[task if task in trees else None].append(i)
     return (group for group in groups.values() if group)
+
+
+def by_task(places: Sequence[Place]) -> dict[str, list[int]]:
+    """Indices of each task's places, in their order."""
+    owned: dict[str, list[int]] = {}
+    for i, (task, _) in enumerate(places):
+        owned.setdefault(task, []).append(i)
+    return owned
 
 
 # ---- controls made from another predictor ---------------------------------------------------------------------------

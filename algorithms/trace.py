@@ -49,7 +49,14 @@ from trace_gym.algorithms.credit import (
     own_returns,
 )
 from trace_gym.algorithms.joint import JointRule
-from trace_gym.algorithms.predictor import Place, Predictor, PredictorKind, calibration, make_predictor
+from trace_gym.algorithms.predictor import (
+    Place,
+    Predictor,
+    PredictorKind,
+    by_task,
+    calibration,
+    make_predictor,
+)
 from trace_gym.errors import ConfigError
 from trace_gym.tree import Tree
 
@@ -183,8 +190,9 @@ class TRACE(Algorithm):
         active = self.prefix_stage == "active" and ctx.step >= self.warmup_steps
         v = self._predictor.predict(ctx, [place for place, _ in flips]) if active and flips else None
         branches: list[Branch] = []
+        owned = by_task([place for place, _ in flips])
         for task in fresh:
-            mine = [i for i, ((owner, _), _) in enumerate(flips) if owner == task]
+            mine = owned.get(task, [])
             budget = len(ctx.trees[task].children()[0]) * self.continuations
             rng = ctx.rng("prefixes", task)
             if not mine:

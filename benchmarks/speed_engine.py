@@ -1,12 +1,14 @@
 """Tokens per second of `TransformersEngine` beside the model's own `generate`, same weights, prompts and lengths.
 
-    python -m trace_gym.benchmarks.speed_engine
+    trace-gym bench speed --only engine
 
 A tiny Llama from scratch, fp32. The prompts are all of one length and there is no stop token, which suits `generate`
 best. The `turns` column is what rollouts look like: requests end at different times and are followed by the next turn.
 """
 
+import statistics
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from trace_gym.engine import IntArray, Request
 from trace_gym.engines.transformers import TransformersEngine
+from trace_gym.runs import environment_facts
 
 Prompts = npt.NDArray[np.int64]  # [batch, PROMPT]
 
@@ -86,21 +89,34 @@ def turns_speed(engine: TransformersEngine, prompts: Prompts) -> float:
     return tokens / (time.perf_counter() - start)
 
 
-def main() -> None:
+def measure(*, quick: bool = False) -> dict[str, Any]:
+    """Tokens per second by batch: medians of three rounds (quick: one) in which the three take turns."""
+    batches, rounds = ((4,), 1) if quick else ((8, 32, 128), 3)
     model, rng = tiny_llama(), np.random.default_rng(0)
-    print(
-        f"{torch.get_num_threads()} threads; tokens/s, the best of three\nbatch  generate  engine  ratio  turns"
-    )
-    for batch in (8, 32, 128):
+    rows = []
+    for batch in batches:
         engine = TransformersEngine(model, max_batch=batch)
         prompts = rng.integers(0, VOCABULARY, (batch, PROMPT))
         runs = [
             (generate_speed(model, prompts), engine_speed(engine, prompts), turns_speed(engine, prompts))
-            for _ in range(3)
+            for _ in range(rounds)
         ]
-        generate, own, turns = (max(column) for column in zip(*runs, strict=True))
-        print(f"{batch:5d}  {generate:8.0f}  {own:6.0f}  {own / generate:5.2f}  {turns:5.0f}")
+        generate, own, turns = (statistics.median(column) for column in zip(*runs, strict=True))
+        rows.append(
+            {"batch": batch, "generate": generate, "engine": own, "ratio": own / generate, "turns": turns}
+        )
+    return {"threads": torch.get_num_threads(), "tokens_per_s": rows, "about": environment_facts()}
 
 
-if __name__ == "__main__":
-    main()
+def page(found: Mapping[str, Any]) -> str:
+    """The measurement as Markdown."""
+    lines = ["# The engine beside `generate`", "", *(__doc__ or "").strip().splitlines(), ""]
+    lines += ["Medians of tokens per second.", ""]
+    lines += ["| batch | generate | engine | ratio | turns |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {r['batch']} | {r['generate']:,.0f} | {r['engine']:,.0f} | {r['ratio']:.2f} | {r['turns']:,.0f} |"
+        for r in found["tokens_per_s"]
+    ]
+    about = {"threads": found["threads"], **found["about"]}
+    lines += ["", "Machine and versions: " + ", ".join(f"{k} {v}" for k, v in about.items())]
+    return "\n".join(lines) + "\n"

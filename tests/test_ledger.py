@@ -1,6 +1,7 @@
 """Costs, budgets and reservations."""
 
 import time
+from dataclasses import fields
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ def test_costs_add_and_subtract_field_by_field() -> None:
     one, two = Cost(1, 2, 3, 4, 5, 0.5), Cost(10, 20, 30, 40, 50, 1.0)
     assert one + two == Cost(11, 22, 33, 44, 55, 1.5)
     assert two - one == Cost(9, 18, 27, 36, 45, 0.5)
+    assert len(fields(Cost)) == 6  # sums are written out: a new field belongs into them
 
 
 def test_a_budget_covers_every_limit_it_names_and_no_other() -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from trace_gym.engine import Completion, Request, ScriptedEngine
 from trace_gym.errors import EngineError, PluginError
 from trace_gym.ledger import Budget, Cost, Ledger
 from trace_gym.rollout import RolloutSettings, grow_trees, plant_trees
-from trace_gym.tree import Tree, same_tree
+from trace_gym.tree import Node, Tree, same_tree
 
 SETTINGS = RolloutSettings(max_tokens=16, threads=2)
 
@@ -385,3 +385,49 @@ def test_what_an_overdue_turn_had_sampled_is_kept_and_billed() -> None:
     late = unscored(ctx.trees)
     assert len(late) == 12 and {n.status for n in late} == {"censored"} and "0.1 s" in late[0].reason
     assert ledger.total.policy_tokens == 24 == sum(n.n_action for n in late)
+
+
+class CountedNodes(list[Node]):
+    """Nodes of a tree that know how often somebody went through all of them."""
+
+    passes = 0
+
+    def __iter__(self) -> Iterator[Node]:
+        self.passes += 1
+        return super().__iter__()
+
+
+class ForkMany(Plan):
+    """Six rollouts of one task, then one continuation from each of the first `branches` anchors, twice over."""
+
+    def __init__(self, branches: int) -> None:
+        super().__init__()
+        self.branches, self.plans = branches, 0
+
+    def plan(self, ctx: StepContext) -> Sequence[Branch]:
+        self.plans += 1
+        if self.plans == 1:
+            ctx.trees["1"].nodes = CountedNodes(ctx.trees["1"].nodes)
+            return [Branch("1", count=6)]
+        anchors = ctx.trees["1"].anchors()[: self.branches]
+        return [Branch("1", node) for node in anchors * 2] if self.plans == 2 else []
+
+
+def test_planning_goes_through_a_tree_as_often_for_many_branches_as_for_one() -> None:
+    """Else a tree that is forked from most of its nodes would cost their number squared."""
+
+    def passes_of(branches: int) -> int:
+        tree = grow(ForkMany(branches)).trees["1"]
+        assert len(tree.leaves()) == 6 + 2 * branches
+        nodes = tree.nodes
+        assert isinstance(nodes, CountedNodes)
+        passes = nodes.passes
+        assert sorted(n.draw for n in tree.nodes if n.parent == 0) == list(range(6))
+        first = tree.anchors()[0]
+        draws = [
+            n.draw for n in tree.nodes if n.parent == first
+        ]  # the rollout's own turn, then each continuation's
+        assert draws == list(range(len(draws)))
+        return passes
+
+    assert passes_of(1) == passes_of(4)

@@ -5,6 +5,7 @@ Training and evaluation build it from the same settings, so that both see exactl
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -63,7 +64,10 @@ def make_engine(config: TrainConfig, learner: Learner) -> Engine:
     """A new engine that samples from the learner's policy."""
     if isinstance(learner, TabularLearner):
         return ForwardEngine(learner.sampler, max_batch=config.engine.max_batch)
-    return TransformersEngine(learner.sampler, max_batch=config.engine.max_batch)
+    sampler = learner.sampler
+    if config.rollout.ahead and sampler is learner.model:  # it is to stay as it is while the policy learns
+        sampler = copy.deepcopy(sampler).requires_grad_(False)
+    return TransformersEngine(sampler, max_batch=config.engine.max_batch)
 
 
 def build_actor(config: TrainConfig, *, learns: bool = False) -> Actor:

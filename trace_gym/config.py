@@ -108,6 +108,13 @@ class RolloutConfig(_Section):
     )
     env_deadline_s: float = Field(20.0, gt=0, description="seconds for one environment step")
     threads: int = Field(4, ge=1, description="environment steps at a time")
+    ahead: int = Field(
+        0,
+        ge=0,
+        le=1,
+        description="versions that sampled turns may be old: 1 grows a step's trees during the update before it, so that the "
+        "two overlap; 0 is exactly on policy",
+    )
 
 
 class OptimConfig(_Section):
@@ -223,6 +230,14 @@ class TrainConfig(_Section):
     eval: EvalConfig = EvalConfig()
     oracle: OracleConfig = OracleConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _ahead_or_repeatable(self) -> Self:
+        if self.rollout.ahead and self.deterministic:
+            raise ValueError(
+                "rollout.ahead=1 cannot be deterministic, for a stopped run would go on with other trees; switch one off"
+            )
+        return self
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -32,11 +32,18 @@ class Cost:
     restores: int = 0
     rollout_units: float = 0.0
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Cost)))
+    def __add__(self, other: Cost) -> Cost:  # written out: it runs several times for every turn
+        return Cost(
+            self.policy_tokens + other.policy_tokens,
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.env_steps + other.env_steps,
+            self.restores + other.restores,
+            self.rollout_units + other.rollout_units,
+        )
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(Cost)))
+        return self + Cost(*(-getattr(other, f.name) for f in fields(Cost)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,12 @@ class Ledger:
 
     def add_seconds(self, phase: str, seconds: float) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+    def merge(self, other: Ledger) -> None:
+        """Add what another thread's ledger holds."""
+        self.add(other.total)
+        for phase, seconds in other.seconds.items():
+            self.add_seconds(phase, seconds)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

@@ -58,7 +58,7 @@ class PlainRenderer:
         return np.array([*ending, self.USER, *observation.encode(), self.END, self.AGENT], dtype=np.int32)
 
     def action(self, tokens: IntArray) -> str:
-        return bytes(int(t) for t in tokens if t < 256).decode("utf-8", "replace")
+        return tokens[tokens < 256].astype(np.uint8).tobytes().decode("utf-8", "replace")
 
     def encode(self, action: str) -> list[int]:
         """The tokens of a whole turn, stop token included (what a scripted policy returns)."""

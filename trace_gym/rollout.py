@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -187,6 +187,7 @@ class _Loop:
             settings,
             ledger,
         )
+        self.place = {task: i for i, task in enumerate(ctx.trees)}  # in the pool
         self.prototype = env
         self.spare_envs: list[ForkableEnv[Any]] = []
         self.waiting: deque[_Rollout] = deque()
@@ -198,6 +199,9 @@ class _Loop:
             str, list[_Rollout]
         ] = {}  # rollouts planned since the tree was last idle, in planning order
         self.unfinished: dict[str, int] = {}
+        self.made: dict[
+            str, Counter[int]
+        ] = {}  # rollouts from each node, open ones included; forgotten when the tree grows
         self.newly_idle: list[str] = []
         self.engine_error = ""
         self.last_check = time.monotonic()
@@ -220,8 +224,7 @@ class _Loop:
     # ---- planning ---------------------------------------------------------------------------------------------------
 
     def plan(self, algorithm: Algorithm) -> None:
-        order = {task: i for i, task in enumerate(self.ctx.trees)}
-        self.ctx.idle = tuple(sorted(self.newly_idle, key=order.__getitem__))
+        self.ctx.idle = tuple(sorted(self.newly_idle, key=self.place.__getitem__))
         self.newly_idle = []
         with self.ledger.timed("plan"):
             branches = algorithm.plan(self.ctx)
@@ -243,7 +246,10 @@ class _Loop:
                 f"plan() asked for {branch.count} rollouts of {task!r}; a branch has at least one"
             )
         pending = self.open.setdefault(task, [])
-        first = sum(n.parent == node for n in tree.nodes) + sum(r.node == node for r in pending)
+        if task not in self.made:
+            self.made[task] = Counter(n.parent for n in tree.nodes)
+        first = self.made[task][node]
+        self.made[task][node] += branch.count
         prefix = tree.tokens(node)
         for draw in range(first, first + branch.count):
             rollout = self._rollout(task, node, draw, prefix)
@@ -462,6 +468,7 @@ class _Loop:
 
     def _grow(self, task: str) -> None:
         tree, sampled = self.ctx.trees[task], False
+        del self.made[task]
         for rollout in self.open.pop(task):
             parent = rollout.node
             for node in rollout.chain:

@@ -1,18 +1,22 @@
 """The training loop: sample a pool, grow trees, observe, credit, pack, loss, step, load, log. Read `_run` top to bottom.
 
-Everything random is keyed by (seed, step), so a step depends on the weights and the algorithm's state alone.
+Everything random is keyed by (seed, step), so a step depends on the weights and the algorithm's state alone. With
+`rollout.ahead=1` the next step's trees grow during the update, under the weights of before it; `plan` still sees an algorithm
+that has learned from all earlier steps. Before an evaluation or a checkpoint nothing grows ahead.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 
 import torch
 
 from trace_gym.actor import Actor, build_actor
+from trace_gym.ahead import Ahead, Progress
 from trace_gym.algorithm import Algorithm, Credit, Metrics, RunContext, StepContext, check_credits
 from trace_gym.boards import Boards
 from trace_gym.checkpoint import load_newest, save_checkpoint
@@ -22,8 +26,8 @@ from trace_gym.errors import ConfigError, EngineError, RunError
 from trace_gym.evaluate import evaluate_actor, evaluation_row
 from trace_gym.ledger import Budget, Ledger
 from trace_gym.observer import Observer
-from trace_gym.oracle import StepOracle, make_oracle
-from trace_gym.pack import flatten, token_weights
+from trace_gym.oracle import NoOracle, StepOracle, make_oracle
+from trace_gym.pack import Row, flatten, token_weights
 from trace_gym.plugins import make_algorithm
 from trace_gym.rollout import grow_trees, plant_trees
 from trace_gym.runs import RunFolder
@@ -46,8 +50,10 @@ class _Session:
     observer: Observer
     oracle: StepOracle
     ledger: Ledger = field(default_factory=Ledger)
+    ahead: Ahead = field(default_factory=Ahead)
 
     def close(self) -> None:
+        self.ahead.close()
         self.actor.engine.close()
         self.oracle.close()
 
@@ -96,24 +102,35 @@ def _run(s: _Session, run: RunFolder, *, first: int, stop: Callable[[], bool]) -
             boards.close()
             return
         start = time.perf_counter()
-        ctx = _grow(s, step, left)
+        ctx = s.ahead.take(s.ledger) or _grow(s, step, left, s.ledger, partial(_watched, s))
         if not any(len(tree) > 1 for tree in ctx.trees.values()):
             break  # what is left of the budget covers no rollout
         _expect_progress(ctx)
-        metrics, credits = _learn(s, ctx)
-        with s.ledger.timed("log"):
-            if _due(config.log.trees_every_steps, step):
+        metrics, credits, rows = _judge(s, ctx)
+        if _due(config.log.trees_every_steps, step):
+            with s.ledger.timed("log"):
                 run.save_trees(step, ctx.trees, credits)
+        evaluates = _evaluates_after(s, ctx)
+        saves = _due(config.log.checkpoint_every_steps, step + 1)
+        if config.rollout.ahead and not (evaluates or saves):
+            _grow_ahead(s, step + 1)
+        metrics |= _update(s, ctx, rows)
+        with s.ledger.timed("log"):
             metrics |= _metrics(ctx, s, start)
             run.append_metrics(metrics)
             boards.write(metrics, step)
         observer.step(metrics)
-        if _due(config.eval.every_steps, step + 1) or _passed(config.eval.every_tokens, ctx, s.ledger):
+        if evaluates:
             _evaluate(s, run, step=step + 1)
-        if _due(config.log.checkpoint_every_steps, step + 1):
+        if saves:
             _checkpoint(run, s, step + 1)
+    _finish(s, run, boards, step)
+
+
+def _finish(s: _Session, run: RunFolder, boards: Boards, step: int) -> None:
+    """The last evaluation, and the policy as a folder."""
     if not run.metrics():
-        observer.note(
+        s.observer.note(
             "nothing was trained: the budget does not cover the worst case of a single rollout; raise it"
         )
     _evaluate(s, run, step=step)
@@ -124,12 +141,12 @@ def _run(s: _Session, run: RunFolder, *, first: int, stop: Callable[[], bool]) -
     boards.close()
 
 
-def _grow(s: _Session, step: int, left: Budget) -> StepContext:
+def _grow(s: _Session, step: int, left: Budget, ledger: Ledger, progress: Progress) -> StepContext:
     """The step's pool, grown into trees."""
-    with s.ledger.timed("plant"):
+    with ledger.timed("plant"):
         pool = _pool(s.context, s.algorithm.pool or s.config.rollout.prompts_per_step, step)
         ctx = plant_trees(s.actor.env, pool, s.actor.renderer, s.context, step, left)
-        ctx.oracle = s.oracle.of(ctx, s.ledger)
+        ctx.oracle = s.oracle.of(ctx, ledger)
     for task, reason in ctx.unplanted.items():
         s.observer.note(f"step {step}: task {task} left out: {reason}")
     return grow_trees(
@@ -139,13 +156,24 @@ def _grow(s: _Session, step: int, left: Budget) -> StepContext:
         renderer=s.actor.renderer,
         env=s.actor.env,
         settings=s.actor.settings,
-        ledger=s.ledger,
-        progress=lambda ctx: s.observer.progress(ctx, s.ledger),
+        ledger=ledger,
+        progress=progress,
     )
 
 
-def _learn(s: _Session, ctx: StepContext) -> tuple[Metrics, Mapping[str, Credit]]:
-    """Credit, pack, loss, step; the engine gets the new weights."""
+def _watched(s: _Session, ctx: StepContext) -> None:
+    s.observer.progress(ctx, s.ledger)
+
+
+def _grow_ahead(s: _Session, step: int) -> None:
+    """Start on a step's trees, unless the run ends before it."""
+    left = s.budget.minus(s.ledger.total)
+    if step != s.config.budget.steps and not _spent(left):
+        s.ahead.start(partial(_grow, s, step, left))
+
+
+def _judge(s: _Session, ctx: StepContext) -> tuple[Metrics, Mapping[str, Credit], Sequence[Row]]:
+    """What the step teaches: observe, credit, pack."""
     algorithm = s.algorithm
     with s.ledger.timed("algorithm"):
         metrics = dict(algorithm.observe(ctx))
@@ -153,11 +181,19 @@ def _learn(s: _Session, ctx: StepContext) -> tuple[Metrics, Mapping[str, Credit]
         check_credits(ctx, credits, type(algorithm).__name__)
         weights = token_weights(ctx.trees, credits, algorithm.normalise, algorithm.constant_tokens)
         rows = flatten(ctx.trees, credits, weights, keep_zero=algorithm.kl > 0)
+    return metrics, credits, rows
+
+
+def _update(s: _Session, ctx: StepContext, rows: Sequence[Row]) -> Metrics:
+    """Loss, step; the engine gets the new weights once it has nothing to do."""
     with s.ledger.timed("update"):
-        metrics |= s.updater.update(algorithm, rows, keyed_rng(s.config.seed, "minibatches", ctx.step))
+        metrics = s.updater.update(s.algorithm, rows, keyed_rng(s.config.seed, "minibatches", ctx.step))
+    if s.config.rollout.ahead:
+        with s.ledger.timed("wait"):
+            s.ahead.wait()
     with s.ledger.timed("load"):
         s.actor.engine.load(s.actor.model.named_parameters(), ctx.step + 1)
-    return metrics | s.oracle.metrics(), credits
+    return metrics | s.oracle.metrics()
 
 
 # ---- setting up -----------------------------------------------------------------------------------------------------
@@ -184,8 +220,20 @@ def _prepare(config: TrainConfig, observer: Observer) -> _Session:
         observer=observer,
         oracle=make_oracle(config, actor),
     )
+    _check_ahead(session)
     algorithm.start(session.context)
     return session
+
+
+def _check_ahead(s: _Session) -> None:
+    if s.config.rollout.ahead and not isinstance(s.oracle, NoOracle):
+        raise ConfigError(
+            "rollout.ahead=1 leaves no policy for an oracle to speak of: set rollout.ahead=0, or do without the oracle"
+        )
+    if s.config.rollout.ahead and s.algorithm.mismatch_cap <= 0:
+        raise ConfigError(
+            "rollout.ahead=1 needs algorithm.mismatch_cap above 0: it weighs turns by how likely they still are"
+        )
 
 
 def _updater(config: TrainConfig, actor: Actor, algorithm: Algorithm) -> Updater:
@@ -288,6 +336,9 @@ def _metrics(ctx: StepContext, s: _Session, start: float) -> Metrics:
         "budget_used": _used(s, ctx.step),
     }
     metrics |= {f.name: float(getattr(s.ledger.total, f.name)) for f in fields(s.ledger.total)}
+    if s.config.rollout.ahead:
+        versions = [n.policy_version for tree in trees for n in tree.nodes if n.n_action]
+        metrics["staleness"] = float(ctx.step - min(versions, default=ctx.step))
     return metrics | {f"seconds_{phase}": value for phase, value in s.ledger.seconds.items()}
 
 
@@ -295,11 +346,12 @@ def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _passed(every_tokens: int, ctx: StepContext, ledger: Ledger) -> bool:
-    """Whether the step's tokens took the run's total past a multiple of `every_tokens`."""
-    after = ledger.total.policy_tokens
+def _evaluates_after(s: _Session, ctx: StepContext) -> bool:
+    """Whether an evaluation is due by steps, or because the step took the run's tokens past a multiple of `every_tokens`."""
+    every_tokens, after = s.config.eval.every_tokens, s.ledger.total.policy_tokens
     before = after - ctx.purse.spent.policy_tokens
-    return every_tokens > 0 and before // every_tokens < after // every_tokens
+    passed = every_tokens > 0 and before // every_tokens < after // every_tokens
+    return passed or _due(s.config.eval.every_steps, ctx.step + 1)
 
 
 def _used(s: _Session, step: int) -> float:

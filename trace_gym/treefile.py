@@ -6,6 +6,7 @@ table that breaks a rule of trees raises `RunError` and never gives a tree.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any, get_args
@@ -21,6 +22,9 @@ from trace_gym.text import clean_text
 from trace_gym.tree import NO_PARENT, Node, Origin, Status, Tree
 
 __all__ = ["SCHEMA", "read_trees", "tree_table"]
+
+
+ROWS = 4096  # as Python objects at a time: they take many times the room of a table
 
 
 def _given(name: str, kind: pa.DataType) -> pa.Field:
@@ -74,12 +78,15 @@ SCHEMA = pa.schema(
 
 def tree_table(step: int, trees: Mapping[str, Tree], credits: Mapping[str, Credit]) -> pa.Table:
     """The step's trees and what they taught, by task, as a table of `SCHEMA`."""
-    rows = [
+    rows = (
         {"step": step, "tree": place, **row}
         for place, (task, tree) in enumerate(trees.items())
         for row in _tree_rows(tree, credits.get(task))
-    ]
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    )
+    batches = iter(lambda: list(itertools.islice(rows, ROWS)), [])
+    return pa.Table.from_batches(
+        [pa.RecordBatch.from_pylist(batch, schema=SCHEMA) for batch in batches], schema=SCHEMA
+    )
 
 
 def _tree_rows(tree: Tree, credit: Credit | None) -> Iterator[dict[str, Any]]:
@@ -105,7 +112,7 @@ def read_trees(table: pa.Table, name: str) -> list[Tree]:
             f"{name} does not have the columns of a tree file; it is no tree file or of another release"
         )
     trees: list[Tree] = []
-    for row in table.to_pylist():
+    for row in (row for batch in table.to_batches(max_chunksize=ROWS) for row in batch.to_pylist()):
         place, index = row["tree"], row["node"]
         if index == 0 and place == len(trees):
             trees.append(Tree(row["task_id"]))

@@ -20,6 +20,7 @@ from trace_gym.algorithms.predictor import (
     Place,
     Predictor,
     PredictorKind,
+    by_task,
     calibration,
     make_predictor,
 )
@@ -463,3 +464,8 @@ def test_calibration_error_by_hand() -> None:
     perfect = np.array([0.0, 1.0, 1.0])
     assert calibration(perfect, perfect) == {"brier": 0.0, "ece": 0.0, "rank_correlation": 1.0}
     assert all(np.isnan(value) for value in calibration(np.zeros(0), np.zeros(0)).values())
+
+
+def test_places_by_task_keep_their_order() -> None:
+    assert by_task([("b", 3), ("a", 0), ("b", 0)]) == {"b": [0, 2], "a": [1]}
+    assert by_task([]) == {}
