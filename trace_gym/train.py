@@ -13,7 +13,15 @@ from dataclasses import dataclass, field, fields
 import torch
 
 from trace_gym.actor import Actor, build_actor
-from trace_gym.algorithm import Algorithm, Credit, Metrics, RunContext, StepContext, check_credits
+from trace_gym.algorithm import (
+    Algorithm,
+    Credit,
+    Metrics,
+    RunContext,
+    StepContext,
+    check_credits,
+    check_notes,
+)
 from trace_gym.boards import Boards
 from trace_gym.checkpoint import load_newest, save_checkpoint
 from trace_gym.config import TrainConfig
@@ -103,7 +111,9 @@ def _run(s: _Session, run: RunFolder, *, first: int, stop: Callable[[], bool]) -
         metrics, credits = _learn(s, ctx)
         with s.ledger.timed("log"):
             if _due(config.log.trees_every_steps, step):
-                run.save_trees(step, ctx.trees, credits)
+                notes = s.algorithm.notes(ctx)
+                check_notes(ctx, notes, type(s.algorithm).__name__)
+                run.save_trees(step, ctx.trees, credits, notes)
             metrics |= _metrics(ctx, s, start)
             run.append_metrics(metrics)
             boards.write(metrics, step)
