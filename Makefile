@@ -3,7 +3,7 @@
 # Each makes .venv first where it is missing or older than what it is made from.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints-cpu.txt
-EXTRAS ?= train,data,models,search,http,dev
+EXTRAS ?= train,data,models,search,http,view,dev
 
 BIN := .venv/bin
 STAMP := .venv/.made

@@ -15,6 +15,7 @@ from trace_gym.cli import (  # noqa: F401  (registers the commands)
     play,
     serve,
     trees,
+    view,
 )
 from trace_gym.cli.app import app, main
 
