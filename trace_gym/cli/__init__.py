@@ -9,6 +9,7 @@ from trace_gym.cli import (  # noqa: F401  (registers the commands)
     data,
     demo,
     doctor,
+    fork,
     learning,
     listing,
     models,

@@ -70,7 +70,9 @@ def listen(port: int) -> socket.socket:
     try:
         return socket.create_server(("127.0.0.1", port))
     except OSError as error:
-        raise ConfigError(f"cannot listen on port {port}: {error.strerror}; take another with --port") from error
+        raise ConfigError(
+            f"cannot listen on port {port}: {error.strerror}; take another with --port"
+        ) from error
 
 
 def serve(app: Starlette, where: socket.socket) -> None:
@@ -163,7 +165,9 @@ def _refused(request: Request, error: Exception) -> Response:
 
 
 def _broken(request: Request, error: Exception) -> Response:
-    return _json({"error": f"the viewer failed ({type(error).__name__}); its terminal has the details"}, status=500)
+    return _json(
+        {"error": f"the viewer failed ({type(error).__name__}); its terminal has the details"}, status=500
+    )
 
 
 class _Guard:

@@ -32,7 +32,7 @@ Data = dict[str, Any]
 STEP_FILE = re.compile(r"step-(\d{1,12})\.parquet")
 KEPT_STEPS = 6  # read most recently
 EXCERPT = 160  # characters of an action that a tree's drawing gets
-SURPRISE_DRAWS = 2  # a single draw surprises nobody
+LEAST_CHANCE = 0.05  # of a prediction, when it is asked how surprising an outcome is
 ACTION_STARTS = ("<tool_call>", "<answer>", "<search>")
 
 
@@ -69,12 +69,10 @@ class Recorded:
         }
 
     def surprises(self) -> list[float | None]:
-        """[N] |predicted - realised| where there was a prediction and at least two scored draws."""
+        """[N] standard errors between predicted p and realised success over n draws, |p - v| / sqrt(p (1 - p) / n); None where
+        nothing was predicted or scored. p counts as at least 0.05 and at most 0.95 below the root."""
         values, draws = self.tree.values(), self.tree.draws()
-        return [
-            None if p is None or n < SURPRISE_DRAWS or math.isnan(v) else abs(p - float(v))
-            for p, v, n in zip(self.predicted, values, draws, strict=True)
-        ]
+        return [_surprise(p, float(v), int(n)) for p, v, n in zip(self.predicted, values, draws, strict=True)]
 
     def drawing(self) -> Data:
         """The tree as it is drawn: a list per field, [N] each."""
@@ -114,7 +112,9 @@ class Recorded:
             "forkable": self.forkable[index] and node.status == "running",
             "cost": {f.name: getattr(node.cost, f.name) for f in fields(Cost)},
             "reward": _number(node.reward),
-            **{name: getattr(node, name) for name in ("policy_version", "status", "origin", "draw", "reason")},
+            **{
+                name: getattr(node, name) for name in ("policy_version", "status", "origin", "draw", "reason")
+            },
             **{name: getattr(node, name) for name in ("format_error", "success", "state_key")},
             "path": [_turn(tree, step) for step in tree.path(index)],
         }
@@ -189,14 +189,18 @@ class RunReader:
         """One tree of a step."""
         trees = self.trees(step)
         if not 0 <= number < len(trees):
-            raise ConfigError(f"step {step} has {len(trees)} trees; {number} is not among 0 to {len(trees) - 1}")
+            raise ConfigError(
+                f"step {step} has {len(trees)} trees; {number} is not among 0 to {len(trees) - 1}"
+            )
         return trees[number]
 
     def node(self, step: int, number: int, index: int) -> Data:
         """One node of a tree."""
         recorded = self.tree(step, number)
         if not 0 <= index < len(recorded.tree):
-            raise ConfigError(f"tree {number} of step {step} has nodes 0 to {len(recorded.tree) - 1}, not {index}")
+            raise ConfigError(
+                f"tree {number} of step {step} has nodes 0 to {len(recorded.tree) - 1}, not {index}"
+            )
         return recorded.node(index)
 
     def places_of(self, task: str) -> list[Data]:
@@ -302,6 +306,13 @@ def _turn(tree: Tree, index: int) -> Data:
 
 def _solved(node: Node) -> bool:
     return node.reward > 0 if node.success is None else node.success
+
+
+def _surprise(predicted: float | None, realised: float, draws: int) -> float | None:
+    if predicted is None or draws == 0:
+        return None
+    p = min(1 - LEAST_CHANCE, max(LEAST_CHANCE, predicted))
+    return abs(predicted - realised) * math.sqrt(draws / (p * (1 - p)))
 
 
 def _excerpt(node: Node) -> str:

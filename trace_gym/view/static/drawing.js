@@ -88,7 +88,7 @@ export class Drawing {
   /** The whole tree in the window; at first, a part of it if the whole would be too small to read. */
   fit(atFirst = false) {
     const [width, height] = this.size(), places = [...this.place.values()];
-    const [left, right] = [-20, Math.max(...[0].concat(this.rows.map((_, depth) => depth * COLUMN))) + COLUMN];
+    const [left, right] = [-60, Math.max(...[0].concat(this.rows.map((_, depth) => depth * COLUMN))) + COLUMN];
     const [top, bottom] = d3.extent(places, (p) => p.y).map((y, i) => y + (i ? 24 : -24));
     const whole = Math.min(width / (right - left), height / (bottom - top), 1.1);
     const k = atFirst && whole < READABLE ? READABLE : whole;

@@ -130,11 +130,11 @@ function chosenTrees() {
 
 function listItem(t) {
   const told = [t.predicted === null ? `success ${fixed(t.realised)}` : `predicted ${fixed(t.predicted)} → ${fixed(t.realised)}`];
-  if (t.surprise !== null) told.push(`surprise ${fixed(t.surprise)}`);
-  if (t.forks) told.push(`${t.forks} continued`);
-  if (t.nodes === 1) told.splice(1, 2, "skipped");
-  return el("li", { role: "option", id: `tree-${t.tree}`, "aria-selected": String(t.tree === state.tree), onclick: () => go({ tree: t.tree, node: 0, bnode: 0 }, { push: true }) },
-    el("bdi", { class: "task", title: plain(t.task) }, t.task), outcomeBar(t), el("span", { class: "facts" }, told.join(" · ")));
+  if (t.surprise !== null) told.push(`surprise ${t.surprise.toFixed(1)}`);
+  if (t.nodes === 1) told.push("skipped");
+  const what = `${t.leaves} rollouts${t.forks ? `, ${t.forks} of them continuations` : ""}, ${t.policy_tokens} sampled tokens`;
+  return el("li", { role: "option", title: `${plain(t.task)}: ${what}`, id: `tree-${t.tree}`, "aria-selected": String(t.tree === state.tree), onclick: () => go({ tree: t.tree, node: 0, bnode: 0 }, { push: true }) },
+    el("bdi", { class: "task" }, t.task), outcomeBar(t), el("span", { class: "facts" }, told.join(" · ")));
 }
 
 /** A box for each leaf: solved, unsolved, not scored. */
@@ -245,7 +245,7 @@ function facts(n) {
   const rows = [
     ["predicted success", n.predicted === null ? null : fixed(n.predicted)],
     ["realised success", n.realised === null ? "not scored" : fixed(n.realised) + (n.children.length ? ` over ${n.draws} draw${n.draws === 1 ? "" : "s"}` : "")],
-    ["surprise", n.surprise === null ? null : fixed(n.surprise)],
+    ["surprise", n.surprise === null ? null : `${n.surprise.toFixed(1)} standard errors`],
     ["advantage", n.advantage === null ? "none" : fixed(n.advantage, "+")],
     ["weight", n.weight === null ? null : n.weight.toPrecision(3)],
     ["why branched", n.why],
