@@ -27,10 +27,10 @@ def view_command(
                trace-gym view runs/trace runs/grpo     (side by side on the same prompt)
                ssh -L 8765:localhost:8765 HOST         (a viewer that runs on another machine)
     """
-    from trace_gym.view.app import listen, make_app, serve
+    from trace_gym.view.app import listen, make_app, make_server
 
     made = make_app(runs)
     with listen(port) as where:
         names = ", ".join(str(run) for run in runs)
         typer.echo(printable(f"{names} at http://127.0.0.1:{where.getsockname()[1]}/ ; Ctrl-C ends it"))
-        serve(made, where)
+        make_server(made).run(sockets=[where])

@@ -27,7 +27,7 @@ from starlette.routing import Route
 from trace_gym.errors import ConfigError, TraceGymError
 from trace_gym.view.data import RunReader
 
-__all__ = ["listen", "make_app", "serve"]
+__all__ = ["listen", "make_app", "make_server"]
 
 # The port does not matter: a browser cannot be made to send a loopback name by a page from elsewhere, and `ssh -L` may
 # give the viewer another port.
@@ -75,12 +75,12 @@ def listen(port: int) -> socket.socket:
         ) from error
 
 
-def serve(app: Starlette, where: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM."""
+def make_server(app: Starlette) -> uvicorn.Server:
+    """`run(sockets=[…])` serves until SIGINT, SIGTERM or `should_exit`."""
     config = uvicorn.Config(
         app, log_level="error", access_log=False, lifespan="off", ws="none", http="h11", server_header=False
     )
-    uvicorn.Server(config).run(sockets=[where])
+    return uvicorn.Server(config)
 
 
 # ---- what can be asked ----------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def _questions(readers: list[RunReader]) -> dict[str, Callable[[Request], Any]]:
     """Path -> what it answers. Each may raise `TraceGymError`."""
 
     def run_of(request: Request) -> RunReader:
-        number = request.path_params["run"]
+        number = int(request.path_params["run"])
         if number >= len(readers):
             raise ConfigError(f"there is no run {number}; runs are 0 to {len(readers) - 1}")
         return readers[number]

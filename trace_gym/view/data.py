@@ -276,14 +276,15 @@ def _read(path: Path) -> list[Recorded]:
     forkable = table["snapshot"].is_valid().to_pylist()
     outline = table.drop_columns(["snapshot"])
     trees = read_outlines(outline, path.name)
-    columns = [
-        outline[name].to_pylist() if name in outline.column_names else [None] * len(outline)
+    beside = {
+        name: outline[name].to_pylist() if name in outline.column_names else [None] * len(outline)
         for name in ("advantage", "weight", "predicted", "why")
-    ]
+    }
     made, first = [], 0
     for tree in trees:  # rows stand in the trees' order
         rows = slice(first, first + len(tree))
-        made.append(Recorded(tree, *(column[rows] for column in columns), forkable[rows]))
+        own = {name: column[rows] for name, column in beside.items()}
+        made.append(Recorded(tree, forkable=forkable[rows], **own))
         first = rows.stop
     return made
 
