@@ -58,7 +58,7 @@ class Recorded:
             "nodes": len(tree),
             "leaves": len(leaves),
             "outcomes": [[outcome, counts[outcome]] for outcome in sorted(counts, reverse=True)],
-            "unscored": sum(not tree[leaf].scored for leaf in leaves),
+            "unscored": sum(tree[leaf].status in ("failed", "censored") for leaf in leaves),
             "unsolved": sum(tree[leaf].scored and not _solved(tree[leaf]) for leaf in leaves),
             "mixed": tree.mixed(),
             "forks": sum(node.origin == "continuation" and node.draw > 0 for node in tree.nodes),

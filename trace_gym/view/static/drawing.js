@@ -65,6 +65,7 @@ export class Drawing {
       this.place.set(one.data, { x: one.y, y: one.x, depth: one.depth });
       (this.rows[one.depth] ??= []).push(one.data);
     });
+    this.drawn = null;
     this.rows.forEach((row) => row.sort((a, b) => this.place.get(a).y - this.place.get(b).y));
     this.stale = false;
   }
@@ -116,9 +117,11 @@ export class Drawing {
     const seen = [...this.place].filter(([, p]) => p.x > x0 - COLUMN && p.x < x1 + 20 && p.y > y0 - ROW && p.y < y1 + ROW);
     const detail = t.k >= DETAIL;
     this.svg.attr("aria-activedescendant", `${this.id}-n${this.selected}`);
-    this.items
-      .selectAll("g.item")
-      .data(seen.map(([node]) => node), (node) => node)
+    const items = this.items.selectAll("g.item").data(seen.map(([node]) => node), (node) => node);
+    const same = this.drawn === `${this.selected} ${detail}` && items.enter().empty() && items.exit().empty();
+    this.drawn = `${this.selected} ${detail}`;
+    if (same) return; // moved or zoomed, and the same nodes in the window
+    items
       .join((enter) => enter.append("g").attr("class", "item").attr("role", "treeitem").attr("id", (n) => `${this.id}-n${n}`)
         .on("click", (event, node) => this.onSelect(node)).on("dblclick", (event, node) => this.fold(node)))
       .each((node, i, all) => this.drawItem(d3.select(all[i]), node, detail));

@@ -76,11 +76,14 @@ function go(changes, { push = false } = {}) {
 async function refresh() {
   const mine = ++turn;
   const current = () => mine === turn;
+  $("main").setAttribute("aria-busy", "true");
   try {
     if (!(await showSteps(current)) || !(await showTrees(current))) return;
     await showPanes(current);
   } catch (error) {
     if (current()) $("detail").replaceChildren(el("p", { class: "error", role: "alert" }, error.message));
+  } finally {
+    if (current()) $("main").setAttribute("aria-busy", "false");
   }
 }
 
