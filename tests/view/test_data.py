@@ -11,7 +11,7 @@ import pytest
 from tests.support.viewed import HOSTILE, keep, run_folder, small_tree, with_text
 from trace_gym.errors import ConfigError, RunError
 from trace_gym.tree import Tree
-from trace_gym.view.data import RunReader, split_action
+from trace_gym.view.data import RunReader, brief, split_action
 
 NAN = float("nan")
 
@@ -58,7 +58,9 @@ def test_the_drawing_has_every_node_once(tmp_path: Path) -> None:
     [
         ("I add. <tool_call>{}</tool_call>", "I add.", "<tool_call>{}</tool_call>"),
         ("<think>hm</think>\nplain", "<think>hm</think>", "plain"),
-        ("<think>a <answer>?</think> b", "<think>a", "<answer>?</think> b"),
+        ("<think>a <answer>?</think> b", "<think>a <answer>?</think>", "b"),
+        ("so</think> then <answer>5</answer> end", "so</think> then", "<answer>5</answer> end"),
+        ("<think>a <answer>5</answer>", "<think>a <answer>5</answer>", ""),
         ("<answer>5</answer>", "", "<answer>5</answer>"),
         ("just words", "", "just words"),
         ("", "", ""),
@@ -67,6 +69,28 @@ def test_the_drawing_has_every_node_once(tmp_path: Path) -> None:
 def test_thought_and_action_are_told_apart_and_nothing_is_lost(text: str, thought: str, action: str) -> None:
     assert split_action(text) == (thought, action)
     assert "".join((thought + action).split()) == "".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            'so <tool_call>{"name":"calculator","arguments":{"expression":"3*4"}}</tool_call>',
+            "calculator(3*4)",
+        ),
+        ('<tool_call>{"name":"put","arguments":{"x":1,"y":[2,"a"]}}</tool_call>', "put(1, [2, 'a'])"),
+        ("<answer> 5\n6 </answer>", "= 5 6"),
+        ("<search>who</search>", "search(who)"),
+        ("up\nand down", "up and down"),
+        (
+            '<tool_call>{"name":' + "[" * 5000 + "</tool_call>",
+            '<tool_call>{"name":' + "[" * 5000 + "</tool_call>",
+        ),
+        ("", ""),
+    ],
+)
+def test_an_action_is_told_on_one_line(text: str, line: str) -> None:
+    assert brief(text) == line
 
 
 def test_files_of_an_earlier_release_open_without_notes(tmp_path: Path) -> None:

@@ -20,13 +20,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trace_gym.envs.actions import SEARCH_R1, Answer, Call, parse_action
 from trace_gym.errors import ConfigError, RunError, TraceGymError
 from trace_gym.ledger import Cost
 from trace_gym.runs import RunFolder
 from trace_gym.tree import Node, Tree
 from trace_gym.treefile import OUTLINE, read_outlines
 
-__all__ = ["Recorded", "RunReader", "split_action"]
+__all__ = ["Recorded", "RunReader", "brief", "split_action"]
 
 Data = dict[str, Any]
 STEP_FILE = re.compile(r"step-(\d{1,12})\.parquet")
@@ -293,10 +294,24 @@ def _read(path: Path) -> list[Recorded]:
 
 
 def split_action(text: str) -> tuple[str, str]:
-    """What was thought and what was done: an action begins at its first tag; without one, thought ends at `</think>`."""
-    starts = [at for tag in ACTION_STARTS if (at := text.find(tag)) >= 0]
-    at = min(starts) if starts else text.rfind("</think>") + len("</think>") if "</think>" in text else 0
+    """What was thought and what was done, as environments read it: thought is whatever lies inside `<think>…</think>`, and
+    what comes before the first tag of an action."""
+    said = text.rfind("</think>") + len("</think>") if "</think>" in text else 0
+    starts = [at for tag in ACTION_STARTS if (at := text.find(tag, said)) >= 0]
+    if "<think>" in text[said:]:  # never closed: it hides the rest
+        return text.strip(), ""
+    at = min(starts, default=said)
     return text[:at].strip(), text[at:].strip()
+
+
+def brief(text: str) -> str:
+    """An action on one line: `tool(value, …)` for a call, `= answer` for an answer, else its text."""
+    action = parse_action(text, tags=SEARCH_R1)
+    if isinstance(action, Call):
+        text = f"{action.name}({', '.join(map(str, action.arguments.values()))})"
+    elif isinstance(action, Answer):
+        text = f"= {action.text}"
+    return " ".join(text.split())
 
 
 def _turn(tree: Tree, index: int) -> Data:
@@ -317,8 +332,8 @@ def _surprise(predicted: float | None, realised: float, draws: int) -> float | N
 
 
 def _excerpt(node: Node) -> str:
-    text = node.observation if node.origin == "prompt" else split_action(node.action)[1]
-    return " ".join(text.split())[:EXCERPT]
+    text = " ".join(node.observation.split()) if node.origin == "prompt" else brief(node.action)
+    return text[:EXCERPT]
 
 
 def _number(value: Any) -> float | None:

@@ -1,8 +1,8 @@
 // A tree in an SVG: laid out whole, but only what lies in the window is in the document, so thousands of nodes stay quick.
 // Text from the run becomes text nodes and attribute values, never markup.
 
-const ROW = 34, COLUMN = 230; // pixels between siblings, and between turns
-const READABLE = 0.75, DETAIL = 0.4; // scale of a tree too large to fit; scale below which nodes are bare dots
+const ROW = 36, COLUMN = 205; // pixels between siblings, and between turns
+const READABLE = 0.62, DETAIL = 0.4; // scale of a tree too large to fit; scale below which nodes are bare dots
 const CONTROLS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
 
 /** `text` with a visible mark for what could reorder or hide it. */
@@ -145,8 +145,8 @@ export class Drawing {
     }
     glyph(item, this.data, node, !this.children[node].length, 6);
     const lines = [shorten(plain(this.data.excerpt[node])) || "(no text)", this.figures(node)];
-    item.append("text").attr("x", 16).attr("y", -2).text(lines[0]);
-    item.append("text").attr("class", "small").attr("x", 16).attr("y", 11).text(lines[1]);
+    item.append("text").attr("x", 15).attr("y", -4).text(lines[0]);
+    item.append("text").attr("class", "small").attr("x", 15).attr("y", 14).text(lines[1]);
   }
 
   drawLinks(seen) {
@@ -216,7 +216,7 @@ const outcome = (data, node) => {
     ? `${data.solved[node] ? "solved" : "unsolved"}${status === "truncated" ? ", cut short" : ""}` : status;
 };
 
-const shorten = (text, most = 30) => ([...text].length > most ? [...text].slice(0, most - 1).join("") + "…" : text);
+const shorten = (text, most = 26) => ([...text].length > most ? [...text].slice(0, most - 1).join("") + "…" : text);
 
 /** The shape says how a leaf ended, the fill what was realised; a cross is an unsolved end. */
 function glyph(item, data, node, leaf, r) {

@@ -99,10 +99,10 @@ async function showSteps(current) {
     return false;
   }
   if (state.step === null) state.step = steps.at(-1).step;
-  $("step").replaceChildren(...steps.map((s) => el("option", { value: s.step }, `${s.step}${s.success === null ? "" : `  (success ${fixed(s.success)})`}`)));
+  $("step").replaceChildren(...steps.map((s) => el("option", { value: s.step }, s.step)));
   $("step").value = state.step;
   const last = steps.at(-1), now = steps.find((s) => s.step === state.step);
-  $("progress").textContent = `${steps.length} steps kept, newest ${last.step}` +
+  $("progress").textContent = `${steps.length} steps, newest ${last.step}` +
     (now && now.effective_ratio !== null ? ` · step ${now.step}: success ${fixed(now.success)}, mixed ${percent(now.effective_ratio)}` : "");
   shown.stamp = now?.stamp;
   return true;
