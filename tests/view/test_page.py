@@ -338,12 +338,11 @@ def test_pictures_for_the_documentation(browser: "Browser") -> None:
     """Of the first run's most surprising prompt, and of it beside the second run's."""
     folders = [Path(text) for text in os.environ["TRACE_GYM_PICTURES"].split(":")]
     with _serving(folders) as address:
-        for name, scheme in (("viewer", "light"), ("viewer-dark", "dark")):
-            page = browser.new_page(viewport={"width": 1360, "height": 800}, color_scheme=scheme)
-            open_at(page, address, show="surprise")
-            press(page, "n", "p", "s", "0")
-            keep_picture(page.screenshot(), PICTURES / f"{name}.png")
-            page.close()
+        page = browser.new_page(viewport={"width": 1360, "height": 800})
+        open_at(page, address, show="surprise")
+        press(page, "n", "p", "s", "0")
+        keep_picture(page.screenshot(), PICTURES / "viewer.png")
+        page.close()
         page = browser.new_page(viewport={"width": 1360, "height": 900})
         open_at(page, address, show="mixed", beside=1)
         page.wait_for_selector("#pane-b[data-drawn-ms]")

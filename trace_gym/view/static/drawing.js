@@ -1,7 +1,7 @@
 // A tree in an SVG: laid out whole, but only what lies in the window is in the document, so thousands of nodes stay quick.
 // Text from the run becomes text nodes and attribute values, never markup.
 
-const ROW = 36, COLUMN = 205; // pixels between siblings, and between turns
+const ROW = 36, COLUMN = 215, LEVEL = 140; // pixels between siblings, between turns, and of a link's level part
 const READABLE = 0.62, DETAIL = 0.4; // scale of a tree too large to fit; scale below which nodes are bare dots
 const CONTROLS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
 
@@ -150,14 +150,15 @@ export class Drawing {
   }
 
   drawLinks(seen) {
-    const line = d3.linkHorizontal(), parts = { root: [], continuation: [], chosen: [] };
+    const parts = { root: [], continuation: [], chosen: [] };
     const above = new Set();
     for (let node = this.selected; node > 0; node = this.data.parent[node]) above.add(node);
     for (const [node, to] of this.place) {
       const parent = this.data.parent[node];
       if (parent < 0 || !(seen.has(node) || seen.has(parent))) continue;
       const from = this.place.get(parent);
-      const d = line({ source: [from.x, from.y], target: [to.x, to.y] });
+      // level as far as the label reaches, between its lines, and only then to the next turn
+      const d = `M${from.x},${from.y}h${LEVEL}C${from.x + LEVEL + 34},${from.y},${to.x - 34},${to.y},${to.x},${to.y}`;
       parts[above.has(node) ? "chosen" : this.data.origin[node]]?.push(d);
     }
     this.links.forEach((path, i) => path.attr("d", Object.values(parts)[i].join("")));

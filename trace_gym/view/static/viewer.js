@@ -133,7 +133,7 @@ function chosenTrees() {
 
 function listItem(t) {
   const told = [t.predicted === null ? `success ${fixed(t.realised)}` : `predicted ${fixed(t.predicted)} → ${fixed(t.realised)}`];
-  if (t.surprise !== null) told.push(`surprise ${t.surprise.toFixed(1)}`);
+  if (t.surprise !== null) told.push(`max surprise ${t.surprise.toFixed(1)}`);
   if (t.nodes === 1) told.push("skipped");
   const what = `${t.leaves} rollouts${t.forks ? `, ${t.forks} of them continuations` : ""}, ${t.policy_tokens} sampled tokens`;
   return el("li", { role: "option", title: `${plain(t.task)}: ${what}`, id: `tree-${t.tree}`, "aria-selected": String(t.tree === state.tree), onclick: () => go({ tree: t.tree, node: 0, bnode: 0 }, { push: true }) },
