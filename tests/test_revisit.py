@@ -18,10 +18,11 @@ from trace_gym.errors import ConfigError, TraceGymError
 from trace_gym.evaluate import wilson
 from trace_gym.observer import Silent
 from trace_gym.render import PlainRenderer
-from trace_gym.revisit import Rate, find_node, split_address, success_from
+from trace_gym.revisit import Rate, success_from
 from trace_gym.runs import RunFolder
 from trace_gym.train import train
 from trace_gym.tree import Tree
+from trace_gym.view.stored import find_node, split_address
 
 SETTINGS = [
     "name=relay",
@@ -61,11 +62,11 @@ def tree(run: RunFolder) -> tuple[str, Tree]:
     return str(number), trees[number]
 
 
-def fork(*words: str | Path, typed: str = "") -> Result:
+def fork(*words: str | int | Path, typed: str = "") -> Result:
     return CliRunner().invoke(app, ["fork", *map(str, words)], input=typed)
 
 
-def evaluate(*words: str | Path) -> Result:
+def evaluate(*words: str | int | Path) -> Result:
     return CliRunner().invoke(app, ["eval", *map(str, words)])
 
 

@@ -4,13 +4,19 @@ python -m tests.support.browser PAGE.html PICTURE.png [WIDTH HEIGHT]     a pictu
 """
 
 import contextlib
+import io
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -21,7 +27,7 @@ def chromium() -> str | None:
 
 
 @contextlib.contextmanager
-def open_browser() -> Iterator["Browser"]:  # noqa: F821  (playwright may be absent)
+def open_browser() -> Iterator["Browser"]:
     """A headless Chromium. Skips the test where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     path = chromium()
@@ -46,10 +52,6 @@ def take_picture(source: str | Path, to: Path, *, width: int = 1280, height: int
 
 def keep_picture(png: bytes, to: Path) -> None:
     """Write the picture with at most 256 colours, which is a third of the bytes."""
-    import io
-
-    from PIL import Image
-
     to.parent.mkdir(parents=True, exist_ok=True)
     Image.open(io.BytesIO(png)).convert("RGB").quantize(256).save(to, optimize=True)
 

@@ -1,7 +1,12 @@
 """The viewer's server: who is answered, with which headers, and that nothing but the run's numbers can be asked for."""
 
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.support.viewed import HOSTILE, keep, run_folder, small_tree, with_text
@@ -11,6 +16,7 @@ from starlette.testclient import TestClient
 
 from trace_gym.errors import ConfigError
 from trace_gym.view.app import HEADERS, PAGES, listen, make_app
+from trace_gym.view.data import RunReader
 
 NODE = "/api/runs/0/steps/3/trees/0/nodes/0"
 
@@ -149,6 +155,20 @@ def test_a_corrupt_file_is_said_and_the_rest_goes_on(client: TestClient, tmp_pat
     assert client.get(NODE).status_code == 200
 
 
+def test_a_failure_of_ours_is_guarded_and_tells_no_details(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(reader: RunReader) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(RunReader, "facts", broken)
+    answer = TestClient(client.app, base_url="http://localhost", raise_server_exceptions=False).get(
+        "/api/runs"
+    )
+    assert answer.status_code == 500 and "secret" not in answer.text and "RuntimeError" in answer.text
+    assert all(answer.headers[name] == value for name, value in HEADERS.items())
+
+
 def test_a_prompt_is_found_by_its_task(client: TestClient) -> None:
     assert client.get("/api/runs/0/places", params={"task": HOSTILE}).json() == [{"step": 3, "tree": 1}]
     assert client.get("/api/runs/0/places").json() == []
@@ -161,3 +181,24 @@ def test_mistakes_of_whoever_starts_it_are_told(tmp_path: Path) -> None:
         assert taken.getsockname()[0] == "127.0.0.1"
         with pytest.raises(ConfigError, match="take another with --port"):
             listen(taken.getsockname()[1])
+
+
+def test_the_command_serves_until_ctrl_c_and_loads_no_torch(tmp_path: Path) -> None:
+    run = run_folder(tmp_path)
+    keep(run, 3, small_tree())
+    program = (
+        "import atexit, sys; from trace_gym.cli import main;"
+        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); main()"
+    )
+    command = [sys.executable, "-c", program, "view", str(run.path), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        line = process.stdout.readline()
+        found = re.fullmatch(
+            rf"{re.escape(str(run.path))} at (http://127\.0\.0\.1:\d+/) ; Ctrl-C ends it\n", line
+        )
+        assert found, line + process.stderr.read()
+        assert httpx.get(f"{found[1]}api/runs/0").json()[0]["step"] == 3
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        assert process.stdout.read() == "stopped\n" and process.stderr.read() == "False\n"

@@ -17,7 +17,7 @@ from trace_gym.play import Game, Said
 from trace_gym.plugins import make_env
 
 if TYPE_CHECKING:
-    from trace_gym.revisit import StoredNode
+    from trace_gym.view.stored import StoredNode
 
 __all__ = ["CONTINUATIONS", "evaluate_from", "fork_command"]
 
@@ -44,7 +44,7 @@ def fork_command(
                trace-gym fork runs/train 12 word/train/2/0 5 --show
                trace-gym eval --from runs/train:12:3:5 -k 64     (let the policy play on)
     """
-    from trace_gym.revisit import find_node
+    from trace_gym.view.stored import find_node
 
     stored = find_node(run, step, tree, node)
     if as_json:
@@ -74,7 +74,8 @@ def evaluate_from(
 ) -> None:
     """`eval --from`: print how often the policy succeeds from the node, beside what was predicted there."""
     from trace_gym.actor import build_actor
-    from trace_gym.revisit import find_node, split_address, success_from
+    from trace_gym.revisit import success_from
+    from trace_gym.view.stored import find_node, split_address
 
     stored = find_node(*split_address(address))
     config = _config_of(stored, policy, settings, seed)

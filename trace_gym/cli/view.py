@@ -33,4 +33,7 @@ def view_command(
     with listen(port) as where:
         names = ", ".join(str(run) for run in runs)
         typer.echo(printable(f"{names} at http://127.0.0.1:{where.getsockname()[1]}/ ; Ctrl-C ends it"))
-        make_server(made).run(sockets=[where])
+        try:
+            make_server(made).run(sockets=[where])
+        except KeyboardInterrupt:  # the server raises it again once it has ended
+            typer.echo("stopped")

@@ -23,11 +23,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trace_gym.errors import ConfigError, TraceGymError
 from trace_gym.view.data import RunReader
 
-__all__ = ["listen", "make_app", "make_server"]
+__all__ = ["Guard", "listen", "make_app", "make_server"]
 
 # The port does not matter: a browser cannot be made to send a loopback name by a page from elsewhere, and `ssh -L` may
 # give the viewer another port.
@@ -54,15 +55,14 @@ TASK_CHARACTERS = 10_000  # of a task id that is searched for
 Answer = Callable[[Request], Response | Awaitable[Response]]
 
 
-def make_app(runs: Sequence[str | Path]) -> Starlette:
+def make_app(runs: Sequence[str | Path]) -> Guard:
     """The application for these run folders. Raises `ConfigError` for one that is none."""
     readers = [RunReader(path) for path in runs]
     routes = [Route(path, _page(*page)) for path, page in PAGES.items()]
     for path, answer in _questions(readers).items():
         routes.append(Route(path, _as_json(answer)))
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _broken})
-    app.add_middleware(_Guard)
-    return app
+    # outside everything of Starlette's, so that an answer about an error is guarded too
+    return Guard(Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _broken}))
 
 
 def listen(port: int) -> socket.socket:
@@ -75,7 +75,7 @@ def listen(port: int) -> socket.socket:
         ) from error
 
 
-def make_server(app: Starlette) -> uvicorn.Server:
+def make_server(app: Guard) -> uvicorn.Server:
     """`run(sockets=[…])` serves until SIGINT, SIGTERM or `should_exit`."""
     config = uvicorn.Config(
         app, log_level="error", access_log=False, lifespan="off", ws="none", http="h11", server_header=False
@@ -170,17 +170,17 @@ def _broken(request: Request, error: Exception) -> Response:
     )
 
 
-class _Guard:
+class Guard:
     """Answers nobody but a browser that asked for this machine by name, and puts `HEADERS` on every answer."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_guarded(message: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 own = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
-                message = message | {"headers": [*message.get("headers", ()), *own]}
+                message = {**message, "headers": [*message.get("headers", ()), *own]}
             await send(message)
 
         if scope["type"] != "http":
@@ -190,7 +190,7 @@ class _Guard:
         await answer(scope, receive, send_guarded)
 
 
-def _objection(scope: Any) -> tuple[int, str] | None:
+def _objection(scope: Scope) -> tuple[int, str] | None:
     """Status and reason to refuse the request; None to answer it."""
     hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
     if len(hosts) != 1 or not LOOPBACK.fullmatch(hosts[0]):

@@ -346,6 +346,7 @@ async function live() {
     return refresh();
   } catch (error) {
     $("progress").textContent = error.message;
+    shown.steps = []; // so that all is shown anew once it answers again
   }
 }
 
