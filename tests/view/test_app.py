@@ -70,7 +70,9 @@ def test_any_other_name_is_refused(client: TestClient, host: str) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_it_is_read_only(client: TestClient, method: str) -> None:
-    assert client.request(method, NODE).status_code == 405
+    for path in (NODE, "/none"):
+        answer = client.request(method, path)
+        assert answer.status_code == 405 and answer.json()["error"] == "the viewer is read-only"
 
 
 @pytest.mark.parametrize(

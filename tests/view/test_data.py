@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.trees import prompt_tree
 from tests.support.viewed import HOSTILE, keep, run_folder, small_tree, with_text
 from trace_gym.errors import ConfigError, RunError
 from trace_gym.tree import Tree
@@ -30,6 +31,15 @@ def test_a_nodes_numbers_are_the_trees(tmp_path: Path) -> None:
     broken = reader.node(3, 0, 4)
     assert (broken["realised"], broken["reward"], broken["predicted"], broken["surprise"]) == (None,) * 4
     json.dumps([reader.node(3, 0, i) for i in range(6)], allow_nan=False)
+
+
+def test_what_stands_beside_a_tree_is_its_own(tmp_path: Path) -> None:
+    run = run_folder(tmp_path)
+    keep(run, 0, prompt_tree("bare"), small_tree(), predicted=[0.5], why={"n0": "because"})
+    reader = RunReader(run.path)
+    assert (reader.node(0, 0, 0)["predicted"], reader.node(0, 0, 0)["why"]) == (0.5, "because")
+    assert [reader.node(0, 1, i)["advantage"] for i in (0, 5)] == pytest.approx([-0.5, 5 / 6 - 0.5])
+    assert (reader.node(0, 1, 0)["predicted"], reader.node(0, 1, 0)["why"]) == (None, None)
 
 
 def test_a_trees_summary_counts_its_leaves(tmp_path: Path) -> None:
