@@ -4,12 +4,12 @@
 # Each makes .venv first where it is missing or older than what it is made from.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints-cpu.txt
-EXTRAS ?= train,data,models,search,http,docs,dev
+EXTRAS ?= train,data,models,search,http,view,docs,dev
 
 BIN := .venv/bin
 STAMP := .venv/.made
 
-.PHONY: .venv demo test test-wheel check docs fmt gpu-check clean
+.PHONY: .venv demo test test-browser pictures test-wheel check docs fmt gpu-check clean
 
 .venv: $(STAMP)
 
@@ -25,6 +25,14 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-browser: $(STAMP)
+	@command -v chromium chromium-browser google-chrome >/dev/null || [ "$$TRACE_GYM_CHROMIUM" ] || { echo 'It needs Chromium: apt-get install chromium, or name one with TRACE_GYM_CHROMIUM=PATH.' >&2; exit 1; }
+	$(BIN)/python -m pytest -m browser
+
+RUNS ?= runs/trace:runs/grpo
+pictures: $(STAMP)
+	TRACE_GYM_PICTURES=$(RUNS) $(BIN)/python -m pytest tests/view -k pictures
 
 test-wheel: $(STAMP)
 	.ci/test-wheel

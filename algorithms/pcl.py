@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trace_gym.algorithm import Algorithm, Branch, Credit, Metrics, RunContext, StepContext
+from trace_gym.algorithm import Algorithm, Branch, Credit, Metrics, Notes, RunContext, StepContext
 from trace_gym.algorithms.credit import Scaling, credit_trees
+from trace_gym.algorithms.notes import Notebook
 from trace_gym.algorithms.predictor import Predictor, PredictorKind, calibration, make_predictor
 from trace_gym.algorithms.waves import at_least_two
 from trace_gym.errors import ConfigError
@@ -43,6 +44,7 @@ class PCL(Algorithm):
     warmup_steps: int = 2  # first steps, with prompts at random
     scale: Scaling = "group_std"
     _predictor: Predictor = field(init=False, repr=False, compare=False)
+    _notebook: Notebook = field(init=False, repr=False, compare=False, default_factory=Notebook)
 
     def __post_init__(self) -> None:
         at_least_two(self.group)
@@ -65,7 +67,7 @@ class PCL(Algorithm):
 
     def _success(self, ctx: StepContext) -> npt.NDArray[np.float64]:
         """[P] predicted success of the pool's prompts."""
-        predicted = self._predictor.predict(ctx, [(task, 0) for task in ctx.pool])  # [K, P]
+        predicted = self._notebook.predict(self._predictor, ctx, [(task, 0) for task in ctx.pool])  # [K, P]
         return np.asarray(predicted.mean(axis=0))
 
     def observe(self, ctx: StepContext) -> Metrics:
@@ -82,6 +84,10 @@ class PCL(Algorithm):
 
     def credit(self, ctx: StepContext) -> Mapping[str, Credit]:
         return credit_trees(ctx.trees, mode="group", weights="turn", scale=self.scale)
+
+    def notes(self, ctx: StepContext) -> Mapping[str, Notes]:
+        how = "nearest to one half" if ctx.step >= self.warmup_steps else "at random, to warm up"
+        return self._notebook.notes(ctx, roots=how, prefixes="")
 
     def state_dict(self) -> dict[str, Any]:
         return {"predictor": self._predictor.state_dict()}

@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trace_gym.algorithm import Algorithm, Branch, Credit, Metrics, RunContext, StepContext
+from trace_gym.algorithm import Algorithm, Branch, Credit, Metrics, Notes, RunContext, StepContext
 from trace_gym.algorithms.allocate import (
     allocate_prefixes,
     allocate_roots,
@@ -49,6 +49,7 @@ from trace_gym.algorithms.credit import (
     own_returns,
 )
 from trace_gym.algorithms.joint import JointRule
+from trace_gym.algorithms.notes import Notebook
 from trace_gym.algorithms.predictor import (
     Place,
     Predictor,
@@ -98,6 +99,7 @@ class TRACE(Algorithm):
     scale: Scaling = "none"
     _predictor: Predictor = field(init=False, repr=False)
     _joint: JointRule = field(init=False, repr=False)
+    _notebook: Notebook = field(init=False, repr=False, compare=False, default_factory=Notebook)
     _chances: dict[str, float] = field(
         init=False, repr=False, default_factory=dict
     )  # of this step's prompts to be drawn
@@ -146,12 +148,14 @@ class TRACE(Algorithm):
         joint = self.budget_rule == "joint" and ctx.step >= self.warmup_steps
         if not ctx.idle:
             if joint:
-                v = self._predictor.predict(ctx, [(task, 0) for task in ctx.pool])
+                v = self._notebook.predict(self._predictor, ctx, [(task, 0) for task in ctx.pool])
                 return self._joint.open(ctx, v.mean(axis=0), self.units)
             return self._plan_roots(ctx)
         if joint:
             places = [(task, node) for task in ctx.idle for node in (0, *ctx.trees[task].anchors())]
-            return self._joint.deepen(ctx, places, self._predictor.predict(ctx, places).mean(axis=0))
+            return self._joint.deepen(
+                ctx, places, self._notebook.predict(self._predictor, ctx, places).mean(axis=0)
+            )
         return self._plan_prefixes(ctx)
 
     @property
@@ -172,7 +176,7 @@ class TRACE(Algorithm):
             return (rng.permutation(len(pool)) < self.rollouts).astype(np.int64)
         if self.root_stage == "uniform" or ctx.step < self.warmup_steps:
             return _equal_groups(len(pool), self.rollouts, self.group, rng)
-        v = self._predictor.predict(ctx, [(task, 0) for task in pool])
+        v = self._notebook.predict(self._predictor, ctx, [(task, 0) for task in pool])
         if self.selection == "greedy":
             return allocate_roots(v, self.rollouts, cap=self.cap, epsilon=self.epsilon, rng=rng)
         if self.selection == "group":
@@ -188,7 +192,11 @@ class TRACE(Algorithm):
         fresh = [task for task in ctx.idle if not _continued(ctx.trees[task])]
         flips = _flip_places(ctx, fresh)
         active = self.prefix_stage == "active" and ctx.step >= self.warmup_steps
-        v = self._predictor.predict(ctx, [place for place, _ in flips]) if active and flips else None
+        v = (
+            self._notebook.predict(self._predictor, ctx, [place for place, _ in flips])
+            if active and flips
+            else None
+        )
         branches: list[Branch] = []
         owned = by_task([place for place, _ in flips])
         for task in fresh:
@@ -217,7 +225,7 @@ class TRACE(Algorithm):
             metrics["price"] = self._joint.price
         if not places:
             return metrics
-        before = self._predictor.predict(ctx, places).mean(axis=0)
+        before = self._notebook.predict(self._predictor, ctx, places).mean(axis=0)
         root = np.array([node == 0 for _, node in places])
         for name, rows, realised in (
             ("root", root, targets),
@@ -235,6 +243,14 @@ class TRACE(Algorithm):
         if not (self.inverse_weights and self._chances):
             return credits
         return {task: Credit(c.advantage, c.weight / self._chances[task]) for task, c in credits.items()}
+
+    def notes(self, ctx: StepContext) -> Mapping[str, Notes]:
+        warm = ctx.step < self.warmup_steps
+        if self.budget_rule == "joint" and not warm:
+            return self._notebook.notes(ctx, roots="by the price", prefixes="by the price")
+        chosen = {"active": "at random, to warm up" if warm else "by prediction", "uniform": "at random"}
+        roots, prefixes = (chosen.get(stage, "one each") for stage in (self.root_stage, self.prefix_stage))
+        return self._notebook.notes(ctx, roots=roots, prefixes=prefixes)
 
     def state_dict(self) -> dict[str, Any]:
         return {"predictor": self._predictor.state_dict(), "joint": self._joint.state_dict()}

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from tests.support.trees import prompt_tree, random_trees, star
 from tests.support.walk import RENDERER, WalkEnv, random_walk, walker
-from trace_gym.algorithm import Algorithm, Branch, Credit, RunContext, StepContext
+from trace_gym.algorithm import Algorithm, Branch, Credit, Notes, RunContext, StepContext
 from trace_gym.engine import ScriptedEngine
 from trace_gym.errors import TraceGymError
 from trace_gym.ledger import Budget, Ledger
 from trace_gym.rollout import RolloutSettings, grow_trees, plant_trees
 from trace_gym.tree import Node, Tree, same_tree
-from trace_gym.treefile import SCHEMA, read_trees, tree_table
+from trace_gym.treefile import OUTLINE, SCHEMA, read_outlines, read_trees, tree_table
 
 
 class Fork(Algorithm):
@@ -113,6 +113,38 @@ def test_any_text_is_kept_or_replaced(text: str) -> None:
     encodable = text.encode("utf-8", "replace").decode()
     assert back.task_id == "task?"
     assert (back[0].action, back[0].observation) == (encodable + "\x00", "?" + encodable)
+
+
+def test_notes_stand_beside_their_nodes_and_old_files_lack_them() -> None:
+    tree = star([0.0, 1.0])
+    note = Notes(np.array([0.25, np.nan, 0.5]), {0: "chosen\ud800"})
+    table = tree_table(3, {"task": tree}, {}, {"task": note})
+    assert table["predicted"].to_pylist() == [0.25, None, 0.5]
+    assert table["why"].to_pylist() == ["chosen?", None, None]
+    old = table.drop_columns(["predicted", "why"])
+    assert same_tree(read_trees(old, "file")[0], tree)
+    with pytest.raises(TraceGymError, match="does not have the columns"):
+        read_trees(table.rename_columns(["hint" if name == "why" else name for name in SCHEMA.names]), "file")
+
+
+def test_an_outline_is_the_tree_without_tokens_and_snapshots() -> None:
+    trees = grown_trees()
+    table = tree_table(0, trees, {})
+    for whole, outline in zip(trees.values(), read_outlines(table.select(OUTLINE), "file"), strict=True):
+        assert np.array_equal(outline.values(), whole.values(), equal_nan=True)
+        for a, b in zip(whole.nodes, outline.nodes, strict=True):
+            assert (a.parent, a.action, a.status, a.cost, a.draw) == (
+                b.parent,
+                b.action,
+                b.status,
+                b.cost,
+                b.draw,
+            )
+            assert b.snapshot is None and len(b.tokens) == 0
+    with pytest.raises(TraceGymError, match="does not have the columns"):
+        read_outlines(table, "file")
+    with pytest.raises(TraceGymError, match="cannot have the parent 5"):
+        read_outlines(changed(1, parent=5).select(OUTLINE), "file")
 
 
 # ---- files that are wrong -------------------------------------------------------------------------------------------

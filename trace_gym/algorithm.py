@@ -30,11 +30,13 @@ __all__ = [
     "LossBatch",
     "Metrics",
     "Normalise",
+    "Notes",
     "Oracle",
     "Place",
     "RunContext",
     "StepContext",
     "check_credits",
+    "check_notes",
 ]
 
 Metrics = dict[str, float]
@@ -60,6 +62,16 @@ class Credit:
 
     advantage: npt.NDArray[np.float64]  # [N]
     weight: npt.NDArray[np.float64]  # [N]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Notes:
+    """What an algorithm thought about a tree, for people who look at it; nothing learns from it."""
+
+    predicted: npt.NDArray[np.float64]  # [N] success probability from each node; nan where nobody asked
+    why: Mapping[int, str] = field(
+        default_factory=dict
+    )  # node -> why rollouts were started there, or were not
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +139,21 @@ def check_credits(ctx: StepContext, credits: object, algorithm: str) -> None:
             raise PluginError(f"{where} an advantage is infinite, or a weight negative or not finite")
 
 
+def check_notes(ctx: StepContext, notes: object, algorithm: str) -> None:
+    """Raise `PluginError` for notes that do not fit the step's trees."""
+    if not isinstance(notes, Mapping):
+        raise PluginError(f"{algorithm}.notes() returned a {type(notes).__name__}; return {{task: Notes}}")
+    for task, note in notes.items():
+        where = f"{algorithm}.notes(), task {task!r}:"
+        if task not in ctx.trees or not isinstance(note, Notes):
+            raise PluginError(f"{where} return Notes for tasks of the step's pool")
+        size = len(ctx.trees[task])
+        if np.shape(note.predicted) != (size,) or np.isinf(note.predicted).any():
+            raise PluginError(f"{where} predicted needs a number or nan for each of the tree's {size} nodes")
+        if not all(isinstance(text, str) and 0 <= node < size for node, text in note.why.items()):
+            raise PluginError(f"{where} why maps nodes of the tree to texts")
+
+
 class LossBatch(Protocol):
     """What `loss` sees besides the log-probs. All tensors [B, T]; tokens with weight 0 do not count."""
 
@@ -167,6 +194,10 @@ class Algorithm:
     def credit(self, ctx: StepContext) -> Mapping[str, Credit]:
         """Advantage and weight of every node, per task. Tasks left out teach nothing."""
         raise NotImplementedError
+
+    def notes(self, ctx: StepContext) -> Mapping[str, Notes]:
+        """After `credit`, and only where the step's trees are kept: what to keep beside them for people."""
+        return {}
 
     def loss(self, logprobs: torch.Tensor, batch: LossBatch) -> tuple[torch.Tensor, Metrics]:
         """Clipped policy gradient (PPO, arXiv 1707.06347, equation 7), a sum over the batch. `logprobs` is [B, T]."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -89,6 +89,20 @@ class Game:
         self.path, self.forks = (self._point(0.0, False),), []
         yield from self._scene(observation, info)
 
+    def reopen(self, path: Sequence[tuple[Snapshot | None, float]]) -> Iterator[Said]:
+        """Enter an episode that was played before: for each turn from the opening on, its snapshot and its reward. The last
+        turn is the present, whose noise goes on unless the game has a seed. Tells the setting, not what was said."""
+        last, total = path[-1][0], 0.0
+        assert last is not None, "an episode is entered at a snapshot"
+        seed, self._seed = self._seed, None
+        _, info = self._asked(lambda: self.env.restore(last, seed=seed))
+        points = []
+        for snapshot, reward in path:
+            total += reward
+            points.append(_Point(snapshot, total))
+        self.path, self.forks = tuple(points), []
+        yield from self._setting(info)
+
     def _act(self, action: str, who: str = "") -> Iterator[Said]:
         """One turn. `who` is shown to have done it, where that was not just typed."""
         self._refuse_ended()
@@ -107,7 +121,7 @@ class Game:
             yield self._ending(info, truncated)
         else:
             gained = f"reward {reward:g}, " if reward else ""
-            yield Said("note", gained + self._turns_left())
+            yield Said("note", gained + self.turns_left())
 
     # ---- commands ---------------------------------------------------------------------------------------------------
 
@@ -139,7 +153,7 @@ class Game:
         self.path, self._tools = path, info["tools"]
         yield Said("note", f"back at turn {self._turn}")
         yield Said(info["role"], observation)
-        yield Said("note", self._turns_left())
+        yield Said("note", self.turns_left())
 
     def tools(self, _: str = "") -> Iterator[Said]:
         yield Said("tools", "\n".join(map(_signature, self._tools)) or "none: answer in words")
@@ -169,7 +183,8 @@ class Game:
         assert opening is not None, "no tool was called before the opening"
         return opening
 
-    def _turns_left(self) -> str:
+    def turns_left(self) -> str:
+        """How far it is to the end, in words."""
         left = self._opening.turn_limit - self._turn
         return "the episode is over here" if self.path[-1].ended else f"{left} turn{'s' * (left != 1)} left"
 
@@ -180,14 +195,17 @@ class Game:
             return _Point(None, total, ended)
 
     def _scene(self, observation: str, info: Info) -> Iterator[Said]:
+        yield from self._setting(info)
+        yield Said(info["role"], observation)
+        yield Said("note", self.turns_left())
+
+    def _setting(self, info: Info) -> Iterator[Said]:
         self._tools = info["tools"]
         yield Said("note", f"{self.env.env_id}, task {info['task_id']}")
         if info["system"]:
             yield Said("system", info["system"])
         if self._tools:
             yield from self.tools()
-        yield Said(info["role"], observation)
-        yield Said("note", self._turns_left())
 
     def _ending(self, info: Info, truncated: bool) -> Said:
         end = "solved" if info.get("success") else "cut at the turn limit" if truncated else "not solved"

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trace_gym.algorithm import Credit
+from trace_gym.algorithm import Credit, Notes
 from trace_gym.config import TrainConfig, dump_config, load_config
 from trace_gym.errors import ConfigError, PluginError, RunError
 from trace_gym.text import clean_text
@@ -134,10 +134,14 @@ class RunFolder:
         return self.path / "trees" / f"step-{step:06d}.parquet"
 
     def save_trees(
-        self, step: int, trees: Mapping[str, Tree], credits: Mapping[str, Credit] | None = None
+        self,
+        step: int,
+        trees: Mapping[str, Tree],
+        credits: Mapping[str, Credit] | None = None,
+        notes: Mapping[str, Notes] | None = None,
     ) -> None:
         """Keep a step's trees, a row per node. Text is kept with lone surrogates replaced."""
-        table = tree_table(step, trees, credits or {})
+        table = tree_table(step, trees, credits or {}, notes or {})
         self._write(f"trees/{self.trees_path(step).name}", _parquet(table))
 
     def load_trees(self, step: int) -> list[Tree]:

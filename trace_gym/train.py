@@ -17,7 +17,15 @@ import torch
 
 from trace_gym.actor import Actor, build_actor
 from trace_gym.ahead import Ahead, Progress
-from trace_gym.algorithm import Algorithm, Credit, Metrics, RunContext, StepContext, check_credits
+from trace_gym.algorithm import (
+    Algorithm,
+    Credit,
+    Metrics,
+    RunContext,
+    StepContext,
+    check_credits,
+    check_notes,
+)
 from trace_gym.boards import Boards
 from trace_gym.checkpoint import load_newest, save_checkpoint
 from trace_gym.config import TrainConfig
@@ -109,7 +117,9 @@ def _run(s: _Session, run: RunFolder, *, first: int, stop: Callable[[], bool]) -
         metrics, credits, rows = _judge(s, ctx)
         if _due(config.log.trees_every_steps, step):
             with s.ledger.timed("log"):
-                run.save_trees(step, ctx.trees, credits)
+                notes = s.algorithm.notes(ctx)
+                check_notes(ctx, notes, type(s.algorithm).__name__)
+                run.save_trees(step, ctx.trees, credits, notes)
         evaluates = _evaluates_after(s, ctx)
         saves = _due(config.log.checkpoint_every_steps, step + 1)
         if config.rollout.ahead and not (evaluates or saves):

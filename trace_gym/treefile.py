@@ -7,21 +7,22 @@ table that breaks a rule of trees raises `RunError` and never gives a tree.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 
-from trace_gym.algorithm import Credit
+from trace_gym.algorithm import Credit, Notes
 from trace_gym.errors import RunError, SnapshotError
 from trace_gym.ledger import Cost
 from trace_gym.snapshot import Snapshot
 from trace_gym.text import clean_text
 from trace_gym.tree import NO_PARENT, Node, Origin, Status, Tree
 
-__all__ = ["SCHEMA", "read_trees", "tree_table"]
+__all__ = ["OUTLINE", "SCHEMA", "read_outlines", "read_trees", "tree_table"]
 
 
 ROWS = 4096  # as Python objects at a time: they take many times the room of a table
@@ -72,16 +73,26 @@ SCHEMA = pa.schema(
             "advantage", pa.float64()
         ),  # null: the tree got no credit; nan: the turn is left out of the loss
         pa.field("weight", pa.float64()),
+        pa.field("predicted", pa.float64()),  # success probability from here; null: nobody asked
+        pa.field("why", pa.string()),  # rollouts were started here, or were not; null: nothing to say
     ]
 )
+_LATER = ("predicted", "why")  # columns that files of earlier releases lack
+OUTLINE = [name for name in SCHEMA.names if name not in ("tokens", "logprobs", "snapshot")]
 
 
-def tree_table(step: int, trees: Mapping[str, Tree], credits: Mapping[str, Credit]) -> pa.Table:
-    """The step's trees and what they taught, by task, as a table of `SCHEMA`."""
+def tree_table(
+    step: int,
+    trees: Mapping[str, Tree],
+    credits: Mapping[str, Credit],
+    notes: Mapping[str, Notes] | None = None,
+) -> pa.Table:
+    """The step's trees, what they taught and what was noted about them, by task, as a table of `SCHEMA`."""
+    notes = notes or {}
     rows = (
         {"step": step, "tree": place, **row}
         for place, (task, tree) in enumerate(trees.items())
-        for row in _tree_rows(tree, credits.get(task))
+        for row in _tree_rows(tree, credits.get(task), notes.get(task))
     )
     batches = iter(lambda: list(itertools.islice(rows, ROWS)), [])
     return pa.Table.from_batches(
@@ -89,7 +100,7 @@ def tree_table(step: int, trees: Mapping[str, Tree], credits: Mapping[str, Credi
     )
 
 
-def _tree_rows(tree: Tree, credit: Credit | None) -> Iterator[dict[str, Any]]:
+def _tree_rows(tree: Tree, credit: Credit | None, notes: Notes | None) -> Iterator[dict[str, Any]]:
     for index, node in enumerate(tree.nodes):
         yield {
             "task_id": clean_text(tree.task_id),
@@ -102,17 +113,50 @@ def _tree_rows(tree: Tree, credit: Credit | None) -> Iterator[dict[str, Any]]:
             **asdict(node.cost),
             "advantage": None if credit is None else float(credit.advantage[index]),
             "weight": None if credit is None else float(credit.weight[index]),
+            **({} if notes is None else _noted(notes, index)),
         }
+
+
+def _noted(notes: Notes, index: int) -> dict[str, Any]:
+    predicted, why = float(notes.predicted[index]), notes.why.get(index)
+    return {
+        "predicted": None if math.isnan(predicted) else predicted,
+        "why": None if why is None else clean_text(why),
+    }
 
 
 def read_trees(table: pa.Table, name: str) -> list[Tree]:
     """The trees in a table that `tree_table` made. `name` is the file, for errors. Raises `RunError`."""
-    if not table.schema.equals(SCHEMA):
+    _check_columns(table, SCHEMA.names, name)
+    return _trees(_rows(table), name)
+
+
+def read_outlines(table: pa.Table, name: str) -> list[Tree]:
+    """The same trees without tokens, log-probs and snapshots, quickly: from a table of the columns `OUTLINE` alone.
+
+    Every node has `n_action` 0; its cost still tells how many tokens were sampled. Raises `RunError`.
+    """
+    _check_columns(table, OUTLINE, name)
+    bare = {"tokens": (), "logprobs": (), "n_action": 0, "snapshot": None}
+    return _trees((row | bare for row in _rows(table)), name)
+
+
+def _check_columns(table: pa.Table, names: Sequence[str], file: str) -> None:
+    """Raise `RunError` unless these are the table's columns; those that earlier releases did not write may be absent."""
+    present = [name for name in names if name not in _LATER or name in table.column_names]
+    if not table.schema.equals(pa.schema([SCHEMA.field(name) for name in present])):
         raise RunError(
-            f"{name} does not have the columns of a tree file; it is no tree file or of another release"
+            f"{file} does not have the columns of a tree file; it is no tree file or of another release"
         )
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    return (row for batch in table.to_batches(max_chunksize=ROWS) for row in batch.to_pylist())
+
+
+def _trees(rows: Iterable[dict[str, Any]], name: str) -> list[Tree]:
     trees: list[Tree] = []
-    for row in (row for batch in table.to_batches(max_chunksize=ROWS) for row in batch.to_pylist()):
+    for row in rows:
         place, index = row["tree"], row["node"]
         if index == 0 and place == len(trees):
             trees.append(Tree(row["task_id"]))

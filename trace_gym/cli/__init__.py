@@ -10,12 +10,14 @@ from trace_gym.cli import (  # noqa: F401  (registers the commands)
     data,
     demo,
     doctor,
+    fork,
     learning,
     listing,
     models,
     play,
     serve,
     trees,
+    view,
 )
 from trace_gym.cli.app import app, main
 

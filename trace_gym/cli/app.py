@@ -26,6 +26,7 @@ TRAINING_PACKAGES = {
     "torch",
     "transformers",
 }
+VIEWER_PACKAGES = {"starlette", "uvicorn"}
 DISK_REFUSES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -53,8 +54,10 @@ def _for_people(error: Exception) -> str | None:
     """What to print instead of a traceback; None where only the traceback helps."""
     if isinstance(error, TraceGymError):
         return str(error)
-    if isinstance(error, ModuleNotFoundError) and error.name in TRAINING_PACKAGES:
-        return f"this command needs {error.name}, which is not installed: pip install 'trace-gym[train]'"
+    if isinstance(error, ModuleNotFoundError):
+        for extra, packages in (("train", TRAINING_PACKAGES), ("view", VIEWER_PACKAGES)):
+            if error.name in packages:
+                return f"this command needs {error.name}, which is not installed: pip install 'trace-gym[{extra}]'"
     if isinstance(error, OSError) and error.errno in DISK_REFUSES:
         return f"cannot use {error.filename or 'the disk'}: {error.strerror}"
     return None

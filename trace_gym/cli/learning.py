@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trace_gym.cli.app import DebugOption, SetOption, app
+from trace_gym.cli.fork import CONTINUATIONS, evaluate_from
 from trace_gym.config import EnvConfig, EvalConfig, TrainConfig, dump_config, load_config
 from trace_gym.errors import ConfigError
 from trace_gym.observer import printable
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from trace_gym.evaluate import Evaluation
     from trace_gym.runs import RunFolder
 
-__all__ = ["evaluate_command", "train_command", "warmup_command"]
+__all__ = ["evaluate_command", "policy_of", "train_command", "warmup_command"]
 
 DEFAULT_ENV = EnvConfig().id
 DEFAULT_EVAL = EvalConfig()
@@ -115,7 +116,9 @@ def train_command(
 
 @app.command("eval")
 def evaluate_command(
-    policy: Annotated[str, typer.Argument(metavar="POLICY_OR_RUN", help="A policy's folder or a run's.")],
+    policy: Annotated[
+        str | None, typer.Argument(metavar="[POLICY_OR_RUN]", help="A policy's folder or a run's.")
+    ] = None,
     env: Annotated[
         str | None, typer.Option(metavar="ID", help="Environment; default: the run's, or Math.")
     ] = None,
@@ -146,18 +149,50 @@ def evaluate_command(
             "--set", metavar="KEY=VALUE", help="A setting of `train`, such as rollout.max_tokens=128."
         ),
     ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN:STEP:TREE:NODE",
+            help="From a node of a recorded tree, with the run's policy unless one is named.",
+        ),
+    ] = None,
+    continuations: Annotated[
+        int | None, typer.Option("-k", min=1, help=f"With --from: rollouts; default: {CONTINUATIONS}.")
+    ] = None,
 ) -> None:
     """Measure how often a policy succeeds.
 
     \b
     Examples:  trace-gym eval runs/train --tasks 500 --draws 4
+               trace-gym eval --from runs/train:12:3:5 -k 64
                trace-gym eval policy --env trace_gym/Math-v0 --option source=gsm8k.jsonl --greedy
     """
+    given = {"eval.split": split, "eval.tasks": tasks, "eval.draws": draws}
+    if from_ is not None:
+        if env or option or greedy or any(value is not None for value in given.values()):
+            raise ConfigError(
+                "--from samples from one node: --env, --option, --split, --tasks, --draws and --greedy do not apply"
+            )
+        evaluate_from(
+            from_,
+            policy=policy,
+            settings=setting_ or [],
+            continuations=continuations or CONTINUATIONS,
+            seed=seed,
+        )
+        return
+    if policy is None or continuations is not None:
+        raise ConfigError(
+            "name the policy's folder or a run's"
+            if policy is None
+            else "-k goes with --from; --draws without"
+        )
     from trace_gym.display import LiveDisplay
     from trace_gym.evaluate import evaluate_policy
 
-    file, found = _policy_of(policy)
-    given = {"eval.split": split, "eval.tasks": tasks, "eval.draws": draws, "seed": seed}
+    file, found = policy_of(policy)
+    given |= {"seed": seed}
     overrides = [
         *found,
         *_environment(env, option),
@@ -254,7 +289,7 @@ def _pretrained(policy: str | None, settings: Sequence[str]) -> list[str]:
     return [setting("policy.path", policy), *settings]
 
 
-def _policy_of(path: str) -> tuple[Path | None, list[str]]:
+def policy_of(path: str) -> tuple[Path | None, list[str]]:
     """The config file that goes with a policy's or a run's folder, if any, and the overrides that choose the policy."""
     if not (Path(path) / "config.yaml").is_file():
         return None, [setting("policy.path", path)]

@@ -21,7 +21,7 @@ from trace_gym.play import Game, Said
 from trace_gym.plugins import environment_specs, make_env
 from trace_gym.settings import setting
 
-__all__ = ["play_command", "play_until_quit", "read_entry"]
+__all__ = ["play_command", "play_until_quit", "read_entry", "reader", "show"]
 
 LABEL_CELLS = 6
 Reader = Callable[[str], str | None]  # a prompt -> a line without its end; None when there are no more
@@ -58,9 +58,9 @@ def play_command(
     game = Game(make_env(config.env.id, config.env.options), seed=seed)
     try:
         for said in game.new(task):
-            _show(said)
-        _show(Said("note", "type an action, or :help"))
-        play_until_quit(game, _reader(), _show, debug=debug)
+            show(said)
+        show(Said("note", "type an action, or :help"))
+        play_until_quit(game, reader(), show, debug=debug)
     except KeyboardInterrupt:
         typer.echo()
         raise typer.Exit(INTERRUPTED) from None
@@ -123,11 +123,11 @@ def _block(read: Reader) -> str:
 # ---- the screen ------------------------------------------------------------------------------------------------------
 
 
-def _show(said: Said) -> None:
+def show(said: Said) -> None:
     typer.echo(block(said.label, said.text, width=LABEL_CELLS))
 
 
-def _reader() -> Reader:
+def reader() -> Reader:
     """Reads a terminal with line editing, and anything else with its lines shown, so that the output tells the whole game."""
     if sys.stdin is None:  # closed by whoever started this
         return lambda prompt: None
