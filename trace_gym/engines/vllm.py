@@ -169,9 +169,7 @@ class VLLMEngine:
             logprobs[:] = 0.0
         processed = len(job.request.tokens) - job.cached if job.started else 0
         self._done.append(
-            Completion(
-                request_id, tokens, logprobs, finish, self.version, processed, job.cached, error
-            )
+            Completion(request_id, tokens, logprobs, finish, self.version, processed, job.cached, error)
         )
 
     def _fail(self, why: str) -> None:

@@ -79,7 +79,9 @@ def start(
     )
 
 
-def _options(path: str, dtype: str, max_batch: int, max_context: int | None, cache_gib: float) -> dict[str, Any]:
+def _options(
+    path: str, dtype: str, max_batch: int, max_context: int | None, cache_gib: float
+) -> dict[str, Any]:
     """`EngineArgs` for every platform."""
     return {
         "model": path,
@@ -116,7 +118,11 @@ def _undone() -> Iterator[None]:
     """Give back what vLLM's start changes and nothing here may keep."""
     import torch
 
-    preload, threads, set_threads = os.environ.get("LD_PRELOAD"), torch.get_num_threads(), torch.set_num_threads
+    preload, threads, set_threads = (
+        os.environ.get("LD_PRELOAD"),
+        torch.get_num_threads(),
+        torch.set_num_threads,
+    )
     try:
         yield
     finally:
