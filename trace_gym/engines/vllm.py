@@ -44,6 +44,8 @@ class LLM(Protocol):
 
     def collective_rpc(self, method: str, *, kwargs: dict[str, Any]) -> object: ...
 
+    def apply_model(self, func: Callable[[Any], None]) -> object: ...
+
     def reset_prefix_cache(self) -> bool: ...
 
     def sleep(self, level: int) -> object: ...
@@ -192,6 +194,7 @@ class VLLMEngine:
             whole = ((name, tensor.detach()) for name, tensor in itertools.chain([first], iterator))
             try:
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": whole})
+                self._llm.apply_model(pack_tied_heads)
             except Exception as error:  # half of the weights may be new
                 self._state = "dead"
                 raise EngineError(f"vLLM could not take the weights: {_said(error)}") from error
@@ -257,6 +260,17 @@ def sampling(request: Request, limit: int) -> dict[str, Any]:
 def chosen(logprobs: Any, tokens: Sequence[int]) -> list[float]:
     """Each token's own log-prob out of vLLM's mappings {token: value with .logprob}, one a position."""
     return [float(position[token].logprob) for position, token in zip(logprobs or (), tokens, strict=True)]
+
+
+def pack_tied_heads(model: Any) -> None:
+    """Pack an output head that shares the embedding's weights again.
+
+    On a CPU vLLM multiplies by a packed copy, and `reload_weights` renews those of layers that a checkpoint names alone.
+    """
+    for module in model.modules():
+        packed, weight = getattr(module, "cpu_linear", None), getattr(module, "weight", None)
+        if packed is not None and weight is not None and weight.ndim == 2:  # others hold nothing but the packed copy
+            module.quant_method.process_weights_after_loading(module)
 
 
 def _said(error: BaseException) -> str:
