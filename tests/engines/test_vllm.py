@@ -29,10 +29,10 @@ def engine(fake: FakeLLM) -> VLLMEngine:
     return _engine(fake)
 
 
-def _engine(fake: FakeLLM, *, shutdown: Callable[[], None] = lambda: None, sleeps: bool = False) -> VLLMEngine:
-    return VLLMEngine(
-        fake, params=dict, shutdown=shutdown, max_context=40, vocabulary=100, sleeps=sleeps
-    )
+def _engine(
+    fake: FakeLLM, *, shutdown: Callable[[], None] = lambda: None, sleeps: bool = False
+) -> VLLMEngine:
+    return VLLMEngine(fake, params=dict, shutdown=shutdown, max_context=40, vocabulary=100, sleeps=sleeps)
 
 
 def _request(*tokens: int, max_tokens: int = 5, **rest: Any) -> Request:

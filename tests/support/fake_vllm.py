@@ -61,7 +61,9 @@ class FakeLLM:
                 del self.made[request_id]
                 break
         # The likeliest token may be listed beside the one that was drawn.
-        listed = [{t: SimpleNamespace(logprob=self.logprob - t), 99: SimpleNamespace(logprob=0.0)} for t in tokens]
+        listed = [
+            {t: SimpleNamespace(logprob=self.logprob - t), 99: SimpleNamespace(logprob=0.0)} for t in tokens
+        ]
         part = SimpleNamespace(token_ids=tokens, logprobs=listed, finish_reason=reason)
         return SimpleNamespace(
             request_id=request_id,

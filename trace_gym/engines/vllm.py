@@ -269,7 +269,9 @@ def pack_tied_heads(model: Any) -> None:
     """
     for module in model.modules():
         packed, weight = getattr(module, "cpu_linear", None), getattr(module, "weight", None)
-        if packed is not None and weight is not None and weight.ndim == 2:  # others hold nothing but the packed copy
+        if (
+            packed is not None and weight is not None and weight.ndim == 2
+        ):  # others hold nothing but the packed copy
             module.quant_method.process_weights_after_loading(module)
 
 

@@ -1,14 +1,14 @@
 """Starting vLLM in this process, and ending it.
 
 vLLM changes the process that it runs in; what could hurt what else runs here is undone as soon as it has started: what
-is preloaded into child processes, and a `torch.set_num_threads` that does nothing. Nothing is reported to anybody, no
-code comes with a model, and only safetensors files are read.
+is preloaded into child processes, and a `torch.set_num_threads` that does nothing. It takes torch's process group for its
+own and ends it with itself, so there is one vLLM in a process and nobody else with such a group. Nothing is reported to
+anybody, no code comes with a model, and only safetensors files are read.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -62,7 +62,7 @@ def start(
             raise EngineError(f"{MISSING}: {' '.join(str(error).split())[:200]}") from error
         cpu = bool(current_platform.is_cpu())
         options = _options(path, dtype, max_batch, max_context, cache_gib) | (_on_cpu() if cpu else {})
-        foreign = _distributed()
+        _refuse_process_group()
         try:
             llm = LLMEngine.from_engine_args(EngineArgs(**options))
         except Exception as error:  # out of memory, an architecture that it does not know, …
@@ -72,7 +72,7 @@ def start(
     return VLLMEngine(
         llm,
         params=partial(SamplingParams, output_kind=RequestOutputKind.DELTA),
-        shutdown=partial(_stop, llm, keep_distributed=foreign),
+        shutdown=llm.engine_core.shutdown,
         max_context=int(llm.model_config.max_model_len),
         vocabulary=int(llm.model_config.get_vocab_size()),
         sleeps=not cpu,
@@ -134,23 +134,10 @@ def _undone() -> Iterator[None]:
             os.environ["LD_PRELOAD"] = preload
 
 
-def _distributed() -> bool:
-    """Whether somebody else has set up torch's process group, which is then theirs to end."""
+def _refuse_process_group() -> None:
     import torch
 
-    return bool(torch.distributed.is_available() and torch.distributed.is_initialized())
-
-
-def _stop(llm: Any, *, keep_distributed: bool) -> None:
-    from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
-
-    llm.engine_core.shutdown()
-    if not keep_distributed:
-        destroy_model_parallel()
-        destroy_distributed_environment()
-    del llm
-    gc.collect()
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        raise EngineError(
+            "vLLM needs torch's process group for itself: close the vLLM engine or the group that is there"
+        )
