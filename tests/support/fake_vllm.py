@@ -1,4 +1,4 @@
-"""The part of vLLM's `LLMEngine` that `VLLMEngine` uses, in a few lines: replies are counted up from the prefix's last token."""
+"""What `VLLMEngine` uses of vLLM's `LLMEngine`, in a few lines: replies are counted up from the prefix's last token."""
 
 from __future__ import annotations
 

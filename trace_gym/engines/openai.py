@@ -9,6 +9,7 @@ whose log-probs are not those of the tempered distribution samples at temperatur
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import json
 import os
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import requests
+import urllib3
 
 from trace_gym.engine import Completion, Finish, Request, Weights
 from trace_gym.engines.remote_weights import WeightsFolder
@@ -32,6 +34,7 @@ CONNECT_S = 5.0
 TRIES = 4
 FIRST_WAIT_S = 0.5  # doubled after each try; a longer Retry-After is kept to
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+PIECE_BYTES = 1 << 16
 EVENT_BYTES = 1 << 20  # of one streamed event, or of an answer that is not streamed
 NOT_TEMPERED = (
     "the server's log-probs are not those of the tempered distribution: start vLLM's server with "
@@ -353,7 +356,9 @@ def _events(answer: requests.Response, job: _Job) -> Iterator[dict[str, Any]]:
     """The events of a stream, until the job is given up or late."""
     rest = b""
     try:
-        for piece in answer.iter_content(chunk_size=None):
+        while piece := answer.raw.read1(
+            PIECE_BYTES, decode_content=True
+        ):  # what there is; `iter_content` may wait
             if job.given_up:
                 return
             if time.monotonic() > job.deadline:
@@ -368,7 +373,7 @@ def _events(answer: requests.Response, job: _Job) -> Iterator[dict[str, Any]]:
                     yield event
             if len(rest) > EVENT_BYTES:
                 raise EngineError("the server sent an event without an end")
-    except (requests.RequestException, ValueError) as error:
+    except (urllib3.exceptions.HTTPError, OSError, http.client.HTTPException, ValueError) as error:
         raise _Again(type(error).__name__) from error
 
 
