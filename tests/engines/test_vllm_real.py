@@ -303,6 +303,6 @@ def test_a_training_step_with_a_published_model(tmp_path: Path) -> None:
     )
     run = train(load_config(None, words), Silent())
     (row,) = run.metrics()
-    assert row["unscored"] == 0 and row["policy_tokens"] > 0
-    assert row["seconds_engine"] > 0 and row["seconds_load"] > 0
+    assert row["unscored"] == 0
+    assert all(float(row[name]) > 0 for name in ("policy_tokens", "seconds_engine", "seconds_load"))
     assert [e["step"] for e in run.evals()] == [0, 1]

@@ -186,7 +186,7 @@ class KeptRows(Rows):
         if self.limit is None:
             return self.max_rows
         columns = max(self.tokens.shape[1], self.columns(count))
-        rows = min(self.max_rows, self.limit // columns)
+        rows = int(min(self.max_rows, self.limit // columns))
         if rows < len(self.filled):
             self._retain(rows)
         return rows
