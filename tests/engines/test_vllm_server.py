@@ -18,13 +18,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.engines.test_vllm_real import PREFIX, VOCABULARY, _off, _run
+from tests.engines.test_vllm_real import PREFIX, _off, _run
 from trace_gym.engine import Request
 from trace_gym.engines.openai import OpenAIEngine
 from trace_gym.tiny import make_tokenizer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
+TOKENS = 300  # of the tokenizer, which has one for every byte
 OPTIONS = "--dtype float32 --enforce-eager --max-num-seqs 16 --block-size 32 --no-enable-chunked-prefill"
 NEEDED = "--logprobs-mode processed_logprobs --enable-prompt-tokens-details"
 
@@ -32,7 +33,7 @@ NEEDED = "--logprobs-mode processed_logprobs --enable-prompt-tokens-details"
 def _model() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=TOKENS,
         hidden_size=64,
         intermediate_size=64,
         num_hidden_layers=1,
@@ -52,7 +53,7 @@ def _model() -> LlamaForCausalLM:
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("served")
     _model().save_pretrained(folder)
-    make_tokenizer(["a b c"], vocab_size=VOCABULARY).save_pretrained(folder)
+    make_tokenizer(["a b c"], vocab_size=TOKENS).save_pretrained(folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
