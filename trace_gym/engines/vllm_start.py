@@ -93,6 +93,7 @@ def _options(
         "max_num_seqs": max_batch,
         "max_model_len": max_context,
         "kv_cache_memory_bytes": int(cache_gib * GIB),
+        "gpu_memory_utilization": 0.01,  # what must be free to start; with a cache of a given size it bounds nothing
         "enable_prefix_caching": True,
         "enable_sleep_mode": True,
         "logprobs_mode": "processed_logprobs",  # of the tempered distribution, which is sampled from
