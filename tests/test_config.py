@@ -187,3 +187,17 @@ def test_a_mistake_in_a_file_names_the_file_and_the_line(tmp_path: Path) -> None
     with pytest.raises(ConfigError) as caught:
         loaded(tmp_path, "seed: 1\noptim:\n  lr: 3e-4\n  momentum: 0.9\n")
     assert str(caught.value).startswith(f"{tmp_path / 'run.yaml'}, line 4: unknown key optim.momentum")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("engine.kind=openai",), "needs engine.url"),
+        (("engine.kind=openai", "engine.url=http://h/v1", "engine.sleep=true"), "no use for engine.sleep"),
+        (("engine.kind=vllm", "engine.url=http://h/v1"), "engine.kind=vllm has no use for engine.url"),
+        (("engine.model=m", "engine.key_env=K"), "no use for engine.model, engine.key_env"),
+        (("engine.kind=sglang",), "engine.kind"),
+    ],
+)
+def test_an_engine_is_given_only_what_it_can_use(overrides: tuple[str, ...], said: str) -> None:
+    assert said in mistake(*overrides)

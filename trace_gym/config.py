@@ -89,10 +89,40 @@ class PolicyConfig(_Section):
 class EngineConfig(_Section):
     """What generates text."""
 
-    kind: Literal["transformers"] = Field(
-        "transformers", description="the engine; a table has its own whatever stands here"
+    kind: Literal["transformers", "vllm", "openai"] = Field(
+        "transformers",
+        description="transformers, vllm (in this process) or openai (a server); a table has its own whatever stands here",
     )
-    max_batch: int = Field(128, ge=1, description="turns generated at a time")
+    max_batch: int = Field(128, ge=1, description="turns generated at a time, at most")
+    max_context: int | None = Field(
+        None, ge=2, description="tokens of a prefix and its turn, at most; null is what the model can"
+    )
+    cache_gib: float | None = Field(
+        None, gt=0, description="memory for keys and values; null is 2 for vllm, no bound for transformers"
+    )
+    sleep: bool = Field(
+        False, description="give the engine's memory to the trainer while it learns, for a GPU that both use"
+    )
+    url: str = Field(
+        "",
+        description="of the server, for kind=openai, such as http://localhost:8000/v1; nothing else is contacted",
+    )
+    model: str = Field("", description="the policy's name on the server; empty is the first that it lists")
+    key_env: str = Field("", description="environment variable that holds the server's key; empty is none")
+    weights_folder: FolderPath | Literal[""] = Field(
+        "", description="folder that the server sees too, through which it gets new weights; needed to train"
+    )
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        server = self.kind == "openai"
+        if server and not self.url:
+            raise ValueError("engine.kind=openai needs engine.url, such as http://localhost:8000/v1")
+        names = ("cache_gib", "sleep") if server else ("url", "model", "key_env", "weights_folder")
+        idle = [f"engine.{name}" for name in names if getattr(self, name)]
+        if idle:
+            raise ValueError(f"engine.kind={self.kind} has no use for {', '.join(idle)}: leave it out")
+        return self
 
 
 class RolloutConfig(_Section):
@@ -236,6 +266,10 @@ class TrainConfig(_Section):
         if self.rollout.ahead and self.deterministic:
             raise ValueError(
                 "rollout.ahead=1 cannot be deterministic, for a stopped run would go on with other trees; switch one off"
+            )
+        if self.rollout.ahead and self.engine.sleep:
+            raise ValueError(
+                "rollout.ahead=1 samples during the update, when engine.sleep=true has the engine rest"
             )
         return self
 

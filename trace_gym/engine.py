@@ -74,7 +74,7 @@ class Engine(Protocol):
         """Stop working on a request; it comes back as "aborted". Unknown or finished ids are ignored."""
 
     def load(self, weights: Weights, version: int) -> None:
-        """Replace the policy's weights (and drop what was cached under the old ones). Only while idle."""
+        """Replace the policy's weights and drop what was cached; no weights: only the latter. Only while idle."""
 
     def sleep(self) -> None:
         """Give accelerator memory to the trainer, where the platform allows."""

@@ -15,6 +15,7 @@ import copy
 import secrets
 import shutil
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -68,6 +69,21 @@ class Learner:
         frozen = copy.deepcopy(self.model).requires_grad_(False)
         return Policy(frozen, temperature=temperature, autocast=self.autocast)
 
+    def plain_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of the policy as a plain model, W + (alpha / rank) B A where adapters learn, one at a time.
+
+        For engines that keep weights of their own.
+        """
+        adapted = {} if self.adapted is None else _adapters(self.model)
+        for name, parameter in self.model.named_parameters():
+            place, base, rest = name.partition(".base_layer.")
+            inside = any(name.startswith(f"{other}.") for other in adapted)
+            if base:
+                delta = adapted[place].get_delta_weight(ADAPTER) if rest == "weight" else 0.0
+                yield f"{place}.{rest}", (parameter.detach().float() + delta).to(parameter.dtype)
+            elif not inside:
+                yield name, parameter.detach()
+
     def save(self, folder: Path, tokenizer: Any) -> None:
         """Write the policy as a plain Hugging Face folder, adapters merged into the weights, whole or not at all."""
         save(folder, self.model if self.adapted is None else _merged(self.model), tokenizer)
@@ -102,9 +118,10 @@ class _Unadapted(Policy):
 # ---- loading --------------------------------------------------------------------------------------------------------
 
 
-def load_learner(settings: PolicyConfig, *, seed: int) -> tuple[Learner, Any]:
+def load_learner(settings: PolicyConfig, *, seed: int, samples: bool = True) -> tuple[Learner, Any]:
     """The policy that `settings` describe, ready to learn, and its tokenizer. `seed` draws the adapters' first weights.
 
+    `samples`: whether an engine will sample from `sampler`, and not from weights of its own.
     Raises `ConfigError` for a policy that cannot be had or adapters that do not fit it.
     """
     device, half = _where(settings)
@@ -115,7 +132,7 @@ def load_learner(settings: PolicyConfig, *, seed: int) -> tuple[Learner, Any]:
     adapted = _adapt(model, settings.lora, seed) if adapts else None
     model.eval()  # no dropout anywhere: engine and trainer must agree on a token's probability
     sampler: Any = model
-    if half and not adapts:
+    if half and not adapts and samples:
         sampler = copy.deepcopy(model).bfloat16().requires_grad_(False)
     return Learner(model, sampler, settings, autocast, adapted), tokenizer
 
@@ -165,16 +182,19 @@ def _adapt(model: Any, lora: LoraConfig, seed: int) -> Any:
     return adapted
 
 
+def _adapters(model: Any) -> dict[str, Any]:
+    """The layers that have adapters, by their place in the model."""
+    from peft.tuners.lora import LoraLayer
+
+    return {place: module for place, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
 def _merged(model: Any) -> Any:
     """A plain copy to be saved, in float32 on the CPU: W + (alpha / rank) B A for each weight W that has an adapter.
 
     It cannot run: buffers that are no part of a saved model hold nothing.
     """
-    from peft.tuners.lora import LoraLayer
-
-    adapted: dict[str, Any] = {
-        p: module for p, module in model.named_modules() if isinstance(module, LoraLayer)
-    }
+    adapted = _adapters(model)
     weights = {name: tensor.detach().float().cpu() for name, tensor in model.state_dict().items()}
     for place, layer in adapted.items():
         inside = {name: weights.pop(name) for name in list(weights) if name.startswith(f"{place}.")}

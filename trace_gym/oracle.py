@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trace_gym.actor import Actor, make_engine
+from trace_gym.actor import Actor, make_local_engine
 from trace_gym.algorithm import Algorithm, Branch, Credit, Metrics, Oracle, Place, RunContext, StepContext
 from trace_gym.config import TrainConfig
 from trace_gym.engine import Engine
@@ -47,7 +47,7 @@ class StepOracle(Protocol):
 def make_oracle(config: TrainConfig, actor: Actor) -> StepOracle:
     """The oracle that `config.oracle` asks for."""
     if config.oracle.kind == "sampled":
-        return SampledOracle(actor, make_engine(config, actor.learner), config.oracle.draws)
+        return SampledOracle(actor, make_local_engine(config, actor.learner), config.oracle.draws)
     if hasattr(actor.model, "oracle"):
         return ExactOracle(actor.model, config.rollout.temperature)
     return NoOracle()

@@ -7,9 +7,10 @@ that has learned from all earlier steps. Before an evaluation or a checkpoint no
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 
@@ -83,6 +84,7 @@ def train(
         config.out, config.name, config=config, facts={"device": str(s.actor.device)}
     )
     try:
+        s.actor.engine.load(s.actor.weights(), 0)  # which may be elsewhere, and hold another policy's
         _run(s, run, first=_resume(run, s) if resume else 0, stop=stop)
     except RunError as error:
         raise RunError(f"{error}; to go on afterwards: trace-gym train --resume {run.path}") from error
@@ -196,14 +198,25 @@ def _judge(s: _Session, ctx: StepContext) -> tuple[Metrics, Mapping[str, Credit]
 
 def _update(s: _Session, ctx: StepContext, rows: Sequence[Row]) -> Metrics:
     """Loss, step; the engine gets the new weights once it has nothing to do."""
-    with s.ledger.timed("update"):
+    with s.ledger.timed("update"), _resting(s):
         metrics = s.updater.update(s.algorithm, rows, keyed_rng(s.config.seed, "minibatches", ctx.step))
     if s.config.rollout.ahead:
         with s.ledger.timed("wait"):
             s.ahead.wait()
     with s.ledger.timed("load"):
-        s.actor.engine.load(s.actor.model.named_parameters(), ctx.step + 1)
+        s.actor.engine.load(s.actor.weights(), ctx.step + 1)
     return metrics | s.oracle.metrics()
+
+
+@contextlib.contextmanager
+def _resting(s: _Session) -> Iterator[None]:
+    """The engine's memory is the trainer's meanwhile, where `engine.sleep` says so."""
+    if not s.config.engine.sleep:
+        yield
+        return
+    s.actor.engine.sleep()
+    yield
+    s.actor.engine.wake()
 
 
 # ---- setting up -----------------------------------------------------------------------------------------------------
@@ -298,7 +311,7 @@ def _resume(run: RunFolder, s: _Session) -> int:
         ledger=s.ledger,
     )
     run.forget_after(step)
-    s.actor.engine.load(s.actor.model.named_parameters(), step)
+    s.actor.engine.load(s.actor.weights(), step)
     for note in (*notes, f"going on with step {step}" if step else "no checkpoint yet: starting again"):
         s.observer.note(note)
     return step
@@ -381,8 +394,6 @@ def _evaluate(s: _Session, run: RunFolder, *, step: int) -> None:
         if not greedy or s.config.eval.greedy:
             found = evaluate_actor(s.actor, s.config, greedy=greedy, observer=s.observer)
             row |= evaluation_row(prefix, found)
-    s.actor.engine.load(
-        s.actor.model.named_parameters(), step
-    )  # an empty cache: a resumed run starts with one too
+    s.actor.engine.load((), step)  # an empty cache: a resumed run starts with one too
     run.append_eval(row)
     s.observer.evaluated(row)

@@ -156,3 +156,52 @@ def test_the_cache_writes_real_tokens_at_their_positions_and_hides_what_follows(
     assert mask.shape == (1, 1, 1, 8)
     cache.update(torch.ones(1, 3, 1, 4), torch.ones(1, 3, 1, 5), 0)
     assert rows.keys[0, 0].sum(0).sum(-1).nonzero().tolist() == [[7]]
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_store_near_its_limit_gives_up_what_is_not_used() -> None:
+    rows = Rows(SHAPE, 100, 1000, limit=1000)
+    fill(rows, 0, list(range(300)))
+    assert rows.tokens.shape == (1, 320)
+    rows.drop(0)
+    for row in range(6):
+        fill(rows, row, [row] * 40)
+        assert rows.tokens.size <= 1000
+    assert rows.tokens.shape[0] >= 6
+    assert all(holds(rows, row, [row] * 40) for row in range(6))
+    fill(rows, 6, [6] * 100)  # what is in use stays, whatever the limit
+    assert all(holds(rows, row, [row] * 40) for row in range(6)) and holds(rows, 6, [6] * 100)
+
+
+def test_kept_rows_longest_out_of_use_give_way_to_a_smaller_bound() -> None:
+    source, kept = Rows(SHAPE, 4, 64), KeptRows(SHAPE, 4, 64)
+    for row in range(4):
+        fill(source, row, [10 * row + i for i in range(5)])
+        kept.keep(source, row)
+    kept.touch(kept.longest(array([0, 1]), 0, 4)[0])
+    kept.bound(2 * 64)
+    assert kept.tokens.shape == (2, 64)
+    found = {kept.longest(array([10 * row + i for i in range(5)]), 0, 4)[1]: row for row in (1, 2)}
+    assert found == {0: 2}
+    assert sorted(int(kept.tokens[row, 0]) for row in range(2)) == [0, 30]
+    assert all(holds(kept, row, [int(kept.tokens[row, 0]) + i for i in range(5)]) for row in range(2))
+    kept.keep(source, 2)  # over row 3's, the older one now
+    assert sorted(int(kept.tokens[row, 0]) for row in range(2)) == [0, 20]
+    kept.bound(63)
+    assert kept.keys.numel() == 0 and not kept.used.any()
+    kept.keep(source, 0)
+    assert kept.keys.numel() == 0
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=12), st.integers(0, 900))
+def test_kept_rows_never_hold_more_than_their_bound(lengths: list[int], limit: int) -> None:
+    source, kept = Rows(SHAPE, 1, 256), KeptRows(SHAPE, 6, 256, limit=limit)
+    for start, length in enumerate(lengths):
+        fill(source, 0, list(range(start, start + length)))
+        kept.keep(source, 0)
+        assert kept.tokens.size <= limit
+        row, common = kept.longest(array(list(range(start, start + length))), 0, 6)
+        if 2 * -(-length // 64) * 64 <= limit and max(lengths[: start + 1]) == length:
+            assert common == length and holds(kept, row, list(range(start, start + length)))

@@ -503,3 +503,55 @@ def test_it_is_an_engine(model: LlamaForCausalLM) -> None:
     for bad in ({"max_batch": 0}, {"max_prefill_tokens": 0}, {"kept_rows": -1}):
         with pytest.raises(EngineError, match="at least"):
             TransformersEngine(model, **bad)
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_sixteen_forks_of_a_long_prefix_compute_the_last_turn_alone() -> None:
+    """Beside 16 fresh requests of that length, which compute everything."""
+    model = make_model(max_position_embeddings=1024)
+    engine = TransformersEngine(model, max_batch=16, kept_rows=1)
+    (prefix,) = prefixes(40, [1000])
+    (parent,) = complete(engine, Request(prefix, max_tokens=4, seed=0))
+    turn = np.concatenate([prefix, parent.tokens, prefixes(41, [3])[0]])
+    forks = complete(engine, *[Request(turn, max_tokens=2, seed=s) for s in range(16)])
+    assert sum(c.processed_tokens for c in forks) == 16 * 4  # the last token sampled, and the observation
+    fresh = complete(engine, *[Request(p, max_tokens=2, seed=0) for p in prefixes(42, [1007] * 16)])
+    assert sum(c.processed_tokens for c in fresh) == 16 * 1007
+
+
+def _tokens_stored(engine: TransformersEngine) -> int:
+    return engine._rows.tokens.size + engine._kept.tokens.size
+
+
+@pytest.mark.parametrize("room", [64, 192, 700])
+def test_a_bounded_cache_changes_no_token_and_stays_within_its_bound(
+    model: LlamaForCausalLM, room: int
+) -> None:
+    """`room` in tokens; where it holds less than one sequence, that one runs alone."""
+    requests = [
+        Request(p, max_tokens=20, seed=i)
+        for i, p in enumerate(prefixes(50, [30, 90, 10, 60, 30, 110, 5, 40, 80, 20]))
+    ]
+    requests += [Request(requests[0].tokens, max_tokens=20, seed=s) for s in range(20, 24)]
+    free = complete(TransformersEngine(model), *requests)
+    token_bytes = TransformersEngine(model)._rows.shape.token_bytes
+    engine = TransformersEngine(model, cache_gib=room * token_bytes / 2**30)
+    ids = [engine.submit(request) for request in requests]
+    done: dict[int, Completion] = {}
+    while len(done) < len(ids):
+        done |= {c.request_id: c for c in engine.poll(0.0)}
+        assert _tokens_stored(engine) <= room or engine._rows.tokens.shape[0] == 1
+    for request, one, other in zip(requests, free, (done[i] for i in ids), strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist()
+        assert logprob_error(model, request, other) < LOGPROB_ERROR
+
+
+def test_a_batch_is_as_large_as_memory_allows(model: LlamaForCausalLM) -> None:
+    token_bytes = TransformersEngine(model)._rows.shape.token_bytes
+    engine = TransformersEngine(model, cache_gib=64 * 3.5 * token_bytes / 2**30)
+    ids = [engine.submit(Request(p, max_tokens=20, seed=0)) for p in prefixes(51, [30] * 8)]
+    engine.poll(0.0)
+    assert len(engine._active) == 3
+    assert {c.finish for c in finish_all(engine, ids)} == {"length"}

@@ -202,7 +202,7 @@ def _vllm() -> Iterator[Finding]:
     try:
         yield Finding("ok", "vllm", importlib.metadata.version("vllm"))
     except importlib.metadata.PackageNotFoundError:
-        yield Finding("--", "vllm", "not installed; no command needs it")
+        yield Finding("--", "vllm", "not installed; engine.kind=vllm alone needs it")
 
 
 def _requirements(extra: str) -> list[Requirement]:

@@ -34,6 +34,11 @@ class Job:
     cached: int = 0  # prefix tokens taken from the cache
     processed: int = 0  # prefix tokens to compute
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the sequence when it ends, at most."""
+        return len(self.request.tokens) + self.limit
+
 
 def place(jobs: Sequence[Job], first: int, rows: Rows, kept: KeptRows) -> tuple[list[Job], list[Job]]:
     """Give the jobs the rows from `first` on (all before it are in use), filled with what is known of their prefixes.

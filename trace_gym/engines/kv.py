@@ -36,15 +36,20 @@ class Shape:
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def token_bytes(self) -> int:
+        """Of one token's keys and values."""
+        return self.layers * self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
+
 
 class Rows:
-    """Storage that grows.
+    """Storage that grows, and where `limit`, in tokens, is near also shrinks to what is used.
 
     `keys`, `values`: [layers, rows, heads, columns, dim]; `tokens`: [rows, columns]; `filled`: [rows].
     """
 
-    def __init__(self, shape: Shape, max_rows: int, max_columns: int) -> None:
-        self.shape, self.max_rows, self.max_columns = shape, max_rows, max_columns
+    def __init__(self, shape: Shape, max_rows: int, max_columns: int, limit: int | None = None) -> None:
+        self.shape, self.max_rows, self.max_columns, self.limit = shape, max_rows, max_columns, limit
         self.free()
 
     def free(self) -> None:
@@ -66,28 +71,45 @@ class Rows:
         )
         return keys, values
 
+    def columns(self, count: int) -> int:
+        """The least width of a store whose rows hold `count` tokens."""
+        return min(-(-count // BUCKET) * BUCKET, self.max_columns)
+
+    def room(self, rows: int, columns: int) -> tuple[int, int]:
+        """The size, in rows and columns, that `reserve` will give the store.
+
+        It is beyond `limit` only where the rows asked for and those in use cannot do with less.
+        """
+        assert rows <= self.max_rows and columns <= self.max_columns
+        has_rows, has_columns = self.tokens.shape
+        if rows <= has_rows and columns <= has_columns:
+            return has_rows, has_columns
+        ample_rows, ample_columns = has_rows, has_columns
+        if rows > has_rows:
+            ample_rows = min(max(rows, 2 * has_rows), self.max_rows)
+        if columns > has_columns:
+            ample_columns = min(max(self.columns(columns), has_columns + has_columns // 4), self.max_columns)
+        if self.limit is None or ample_rows * ample_columns <= self.limit:
+            return ample_rows, ample_columns
+        used_rows = int(np.flatnonzero(self.filled).max(initial=-1)) + 1
+        used_columns = int(self.filled.max(initial=0))
+        return max(rows, used_rows), self.columns(max(columns, used_columns))
+
     def reserve(self, rows: int, columns: int) -> None:
         """Make room for at least this many rows and columns; contents stay."""
-        assert rows <= self.max_rows and columns <= self.max_columns
-        had_rows, had_columns = self.tokens.shape
-        if rows <= had_rows and columns <= had_columns:
-            return
-        if rows > had_rows:
-            had_rows = min(max(rows, 2 * had_rows), self.max_rows)
-        if columns > had_columns:
-            columns = max(-(-columns // BUCKET) * BUCKET, had_columns + had_columns // 4)
-            had_columns = min(columns, self.max_columns)
-        self._resize(had_rows, had_columns)
+        size = self.room(rows, columns)
+        if size != self.tokens.shape:
+            self._resize(*size)
 
     def _resize(self, rows: int, columns: int) -> None:
-        old_rows, old_columns = self.tokens.shape
         tokens = np.full((rows, columns), UNKNOWN, dtype=np.int32)
-        tokens[:old_rows, :old_columns] = self.tokens
         filled = np.zeros(rows, dtype=np.int64)
-        filled[:old_rows] = self.filled
         keys, values = self._zeros(rows, columns)
-        keys[:, :old_rows, :, :old_columns] = self.keys
-        values[:, :old_rows, :, :old_columns] = self.values
+        r, c = (min(new, old) for new, old in zip((rows, columns), self.tokens.shape, strict=True))
+        tokens[:r, :c] = self.tokens[:r, :c]
+        filled[:r] = self.filled[:r]
+        keys[:, :r, :, :c] = self.keys[:, :r, :, :c]
+        values[:, :r, :, :c] = self.values[:, :r, :, :c]
         self.tokens, self.filled, self.keys, self.values = tokens, filled, keys, values
 
     def take(self, row: int, source: Rows, source_row: int, count: int) -> None:
@@ -123,10 +145,10 @@ class Rows:
 class KeptRows(Rows):
     """Rows that nobody samples into, of which the one longest out of use gives way. Any may vanish at any time."""
 
-    def __init__(self, shape: Shape, max_rows: int, max_columns: int) -> None:
+    def __init__(self, shape: Shape, max_rows: int, max_columns: int, limit: int | None = None) -> None:
         self.used: LongArray = np.zeros(max_rows, dtype=np.int64)  # [max_rows] time of the last use; 0: empty
         self._time = 0
-        super().__init__(shape, max_rows, max_columns)
+        super().__init__(shape, max_rows, max_columns, limit)
 
     def free(self) -> None:
         super().free()
@@ -140,6 +162,35 @@ class KeptRows(Rows):
         super().drop(row)
         self.used[row] = 0
 
+    def bound(self, limit: int) -> None:
+        """Hold at most `limit` tokens from now on, padding included: rows longest out of use give way."""
+        self.limit = limit
+        rows, columns = self.tokens.shape
+        if rows * columns > limit:
+            self._retain(limit // columns)
+
+    def _retain(self, rows: int) -> None:
+        """Shrink the store to its `rows` rows used last."""
+        if rows == 0:
+            self.free()
+            return
+        kept = np.argsort(-self.used[: len(self.filled)], kind="stable")[:rows]
+        index = torch.from_numpy(kept).to(self.shape.device)
+        self.keys, self.values = self.keys[:, index], self.values[:, index]
+        self.tokens, self.filled = self.tokens[kept], self.filled[kept]
+        self.used[:rows] = self.used[kept]
+        self.used[rows:] = 0
+
+    def _capacity(self, count: int) -> int:
+        """How many rows of which one is to hold `count` tokens the limit allows; the store is shrunk to that many."""
+        if self.limit is None:
+            return self.max_rows
+        columns = max(self.tokens.shape[1], self.columns(count))
+        rows = int(min(self.max_rows, self.limit // columns))
+        if rows < len(self.filled):
+            self._retain(rows)
+        return rows
+
     def touch(self, row: int) -> None:
         """Say that a row is of use."""
         self._time += 1
@@ -148,12 +199,13 @@ class KeptRows(Rows):
     def keep(self, source: Rows, source_row: int) -> None:
         """Copy a row, unless one contains it: over one that it contains, else over the one longest out of use."""
         count = int(source.filled[source_row])
-        if self.max_rows == 0 or count == 0:
+        capacity = self._capacity(count) if count else 0
+        if capacity == 0:
             return
-        row, common = self.longest(source.tokens[source_row, :count], 0, self.max_rows)
+        row, common = self.longest(source.tokens[source_row, :count], 0, capacity)
         if common < count:
             if common == 0 or common < self.filled[row]:
-                row = int(self.used.argmin())
+                row = int(self.used[:capacity].argmin())
             try:
                 self.reserve(row + 1, count)
             except RuntimeError:  # no memory to spare

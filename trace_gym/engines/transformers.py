@@ -29,6 +29,8 @@ from trace_gym.errors import EngineError
 
 __all__ = ["TransformersEngine"]
 
+GIB = 2**30
+
 REFUSALS = {
     "asleep": "the engine is asleep: wake it before submitting",
     "closed": "the engine is closed: make a new one",
@@ -40,8 +42,11 @@ class TransformersEngine:
     """See the module. It runs the very module it is given: the trainer's own, or a copy that `load` then writes into.
 
     `max_batch` rows are sampled at a time and `kept_rows` more (as many by default) are kept for reuse; memory for both
-    grows with use, to at most that many rows of the longest sequence met. `max_prefill_tokens` bounds the tokens of one
-    forward pass over prefixes, padding included. For one thread. Raises `EngineError` for a model it cannot run.
+    grows with use, to at most that many rows of the longest sequence met. With `cache_gib` it is bounded by that too
+    (a row that moves into a larger store is there twice for a moment): kept rows give way first, those longest out of use
+    before others, and requests wait until what they may need is free; one alone always runs. `max_prefill_tokens` bounds
+    the tokens of one forward pass over prefixes, padding included. For one thread. Raises `EngineError` for a model it
+    cannot run.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class TransformersEngine:
         max_context: int | None = None,
         max_prefill_tokens: int = 4096,
         kept_rows: int | None = None,
+        cache_gib: float | None = None,
     ) -> None:
         kept_rows = max_batch if kept_rows is None else kept_rows
         if max_batch < 1 or max_prefill_tokens < 1 or kept_rows < 0:
@@ -62,8 +68,9 @@ class TransformersEngine:
         self._vocabulary = int(text_config(model).vocab_size)
         with self._inference():
             shape = probe(model)
-        self._rows = Rows(shape, max_batch, self.max_context)
-        self._kept = KeptRows(shape, kept_rows, self.max_context)
+        self._limit = None if cache_gib is None else int(cache_gib * GIB) // shape.token_bytes
+        self._rows = Rows(shape, max_batch, self.max_context, self._limit)
+        self._kept = KeptRows(shape, kept_rows, self.max_context, self._limit)
         self._cache = RaggedCache(self._rows)
         self._active: list[Job] = []  # job i samples into row i
         self._waiting: deque[Job] = deque()
@@ -186,10 +193,11 @@ class TransformersEngine:
 
     def _admit(self) -> None:
         """Give free rows to waiting requests, first come first served."""
-        while self._waiting and len(self._active) < self._max_batch:
+        while count := self._fitting():
             first = len(self._active)
-            wave = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch - first))]
+            wave = [self._waiting.popleft() for _ in range(count)]
             try:
+                self._reserve(first + count, max(len(job.request.tokens) for job in wave) + 1)
                 wave, later = place(wave, first, self._rows, self._kept)
                 self._waiting.extendleft(sorted(later, key=lambda job: job.id, reverse=True))
                 parts = batches(first, wave, self._max_prefill_tokens)
@@ -200,6 +208,25 @@ class TransformersEngine:
                 continue
             self._active += wave
             self._record(first, drawn)
+
+    def _fitting(self) -> int:
+        """How many waiting requests can join, in order: there are rows, and memory for all to reach their limits."""
+        most = min(len(self._waiting), self._max_batch - len(self._active))
+        if self._limit is None:
+            return most
+        longest = max((job.longest for job in self._active), default=0)
+        for count, job in enumerate(itertools.islice(self._waiting, most)):
+            rows, longest = len(self._active) + count + 1, max(longest, job.longest)
+            if rows > 1 and rows * self._rows.columns(longest) > self._limit:
+                return count
+        return most
+
+    def _reserve(self, rows: int, columns: int) -> None:
+        """Room for the rows being sampled; the memory that is left may hold rows for reuse."""
+        if self._limit is not None:
+            size = self._rows.room(rows, columns)
+            self._kept.bound(max(0, self._limit - size[0] * size[1]))
+        self._rows.reserve(rows, columns)
 
     def _prefill(self, first: int, jobs: Sequence[Job]) -> torch.Tensor:
         """Compute what is unknown of the prefixes in the rows from `first` on; logits [m, V] after their last tokens.
@@ -230,7 +257,7 @@ class TransformersEngine:
         positions = rows.filled[:n].copy()
         last = np.array([job.tokens[-1] for job in self._active], dtype=np.int64)
         try:
-            rows.reserve(n, int(positions.max()) + 1)
+            self._reserve(n, int(positions.max()) + 1)
             logits = forward(self._model, self._cache, 0, last[:, None], positions[:, None])
             drawn = self._draw(self._active, logits)
         except Exception as error:
