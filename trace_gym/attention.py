@@ -52,6 +52,7 @@ class TreeAttention:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """[1, H, N, d] from queries [1, H, N, d] and keys and values [1, H or fewer, N, d]."""
+        query, key = query.to(value.dtype), key.to(value.dtype)  # rotary positions undo autocast
         if self.block_mask is not None:
             return flex(query, key, value, self.block_mask, scale)
         groups = query.shape[1] // key.shape[1]
@@ -150,7 +151,7 @@ class _Joined(torch.autograd.Function):
         for a, b, end in ctx.segments:
             parts = [(a, b, True), (b, end, False)] if b < end else [(a, b, True)]
             for low, high, causal in parts:
-                of_query = _cut(low, high, grad, query, out, sums)
+                of_query = _cut(low, high, grad.to(query.dtype), query, out, sums)
                 found = _attend_backward(
                     *of_query[:2], *_cut(a, b, key, value), *of_query[2:], 0.0, causal, scale=ctx.scale
                 )
