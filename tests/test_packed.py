@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -73,7 +75,9 @@ def rows_of(trees: Mapping[str, Tree], seed: int = 0) -> list[Row]:
     return flatten(trees, credits, weights)
 
 
-def update(policy: Policy, rows: Sequence[Row], max_tokens: int) -> tuple[dict[Any, float], list[torch.Tensor]]:
+def update(
+    policy: Policy, rows: Sequence[Row], max_tokens: int
+) -> tuple[dict[Any, float], list[torch.Tensor]]:
     """Log-prob of every trained token, by its path, and the gradient of a weighted sum, over micro-batches."""
     seen: dict[Any, float] = {}
     policy.model.zero_grad()
@@ -108,14 +112,18 @@ def norm(gradients: Sequence[torch.Tensor]) -> float:
 @given(
     st.lists(st.one_of(any_trees(), random_trees(vocabulary=3)), min_size=1, max_size=3),
     st.sampled_from([1, 12, 40, 10_000]),
+    st.sampled_from([0, 8, 64]),
     st.integers(0, 9),
 )
-def test_packed_equals_flat(both: dict[str, Policy], trees: list[Tree], max_tokens: int, seed: int) -> None:
+def test_packed_equals_flat(
+    both: dict[str, Policy], trees: list[Tree], max_tokens: int, small: int, seed: int
+) -> None:
     """Forests of any shape, whole and cut. A vocabulary of 3 makes what is shared cross turns, trees and samples."""
     rows = rows_of({str(i): tree for i, tree in enumerate(trees)}, seed)
     if rows:
-        flat, packed = update(both["flat"], rows, 64), update(both["packed"], rows, max_tokens)
-        assert_alike(packed, flat)
+        with mock.patch.object(attention, "SMALL", small):
+            packed = update(both["packed"], rows, max_tokens)
+        assert_alike(packed, update(both["flat"], rows, 64))
 
 
 def forked() -> Tree:
@@ -142,9 +150,11 @@ def test_forks_bare_turns_and_turns_of_no_action(both: dict[str, Policy], max_to
 
 
 def test_a_pack_by_hand() -> None:
-    """     1 2 3 ┬ 7 8
-                  └ 7 9 ┬ 5      and 4"""
-    found = pack([np.array(x) for x in ([1, 2, 3, 7, 8], [1, 2, 3, 7, 9, 5], [4], [1, 2], [1, 2, 3, 7, 9, 5])])
+    """1 2 3 ┬ 7 8
+    └ 7 9 ┬ 5      and 4"""
+    found = pack(
+        [np.array(x) for x in ([1, 2, 3, 7, 8], [1, 2, 3, 7, 9, 5], [4], [1, 2], [1, 2, 3, 7, 9, 5])]
+    )
     assert found.tokens.tolist() == [4, 1, 2, 3, 7, 9, 5, 8]
     assert found.position.tolist() == [0, 0, 1, 2, 3, 4, 5, 4]
     assert found.end.tolist() == [1, 8, 8, 8, 8, 7, 7, 8]
@@ -170,11 +180,31 @@ def test_every_beginning_stands_once_and_sees_itself_alone(given_rows: list[Any]
         assert found.position[path].tolist() == list(range(len(row)))
         for t, q in enumerate(path):
             assert np.flatnonzero((k <= q) & (q < found.end)).tolist() == path[: t + 1].tolist()
+
+
+@given(sequences, st.sampled_from([0, 3, 6, 64]))
+def test_the_parts_of_attention_are_every_pair_once(given_rows: list[Any], small: int) -> None:
+    found = pack([*(row.astype(np.int32) for row in given_rows), np.array([3])])
     seen = np.zeros((len(found), len(found)), dtype=int)
-    for a, b, end in found.segments() if len(found) else ():
-        seen[a:b, a:b] += np.tri(b - a, dtype=int)
-        seen[b:end, a:b] += 1
+    written = np.zeros(len(found), dtype=int)
+    with mock.patch.object(attention, "SMALL", small):
+        own, above = attention.parts(found)
+    for part in (*own, *above):
+        assert part.causal + (part.mask is not None) == (part.low == part.start)
+        shape = part.high - part.low, part.stop - part.start
+        assert part.mask is None or 1 < shape[0] <= small
+        pairs = (
+            np.tri(*shape)
+            if part.causal
+            else np.ones(shape)
+            if part.mask is None
+            else part.mask.exp().numpy()[0, 0]
+        )
+        seen[part.low : part.high, part.start : part.stop] += pairs.astype(int)
+        written[part.low : part.high] += part.low == part.start
+    k = np.arange(len(found))
     assert (seen == ((k[None] <= k[:, None]) & (k[:, None] < found.end[None]))).all()
+    assert (written == 1).all()
 
 
 @given(sequences, st.integers(1, 20))
@@ -329,7 +359,9 @@ def test_models_that_cannot_be_packed_are_found_out() -> None:
         policy = Policy(model)
         if reason:
             assert re.search(reason, policy.flat_because), (name, policy.flat_because)
-            with pytest.raises(ConfigError, match=rf"policy\.layout=packed cannot be used with {type(model).__name__}"):
+            with pytest.raises(
+                ConfigError, match=rf"policy\.layout=packed cannot be used with {type(model).__name__}"
+            ):
                 Policy(model, layout="packed")
         else:
             assert policy.flat_because == "", (name, policy.flat_because)
@@ -341,16 +373,17 @@ def test_models_that_cannot_be_packed_are_found_out() -> None:
 def test_attention_that_is_wrong_is_found_out(
     monkeypatch: pytest.MonkeyPatch, leak: str, dtype: torch.dtype
 ) -> None:
-    model, segments = tiny_llama().to(dtype), Pack.segments
+    model, right = tiny_llama().to(dtype), attention.parts
 
-    def wrong(self: Pack) -> list[tuple[int, int, int]]:
-        found = segments(self)
+    def wrong(packed: Pack) -> Any:
+        own, above = right(packed)
         if leak == "misses its root":
-            return [(a, b, b) for a, b, _ in found]
-        return [(a, b, end + 1 if b == end < len(self) else end) for a, b, end in found]
+            return own, above[1:]
+        return own, [*above, replace(own[-1], start=own[-2].start, stop=own[-2].stop, causal=False)]
 
+    monkeypatch.setattr(attention, "SMALL", 0)
     assert Policy(model).flat_because == ""
-    monkeypatch.setattr(Pack, "segments", wrong)
+    monkeypatch.setattr(attention, "parts", wrong)
     assert Policy(model).flat_because
 
 
@@ -399,7 +432,9 @@ def test_the_block_mask_means_the_same() -> None:
     """FlexAttention's forward pass runs on a CPU too."""
     rng = np.random.default_rng(0)
     packed = pack([row.tokens for row in some_rows()])
-    query, key, value = (torch.from_numpy(rng.normal(size=(1, h, len(packed), 16))).float() for h in (4, 2, 2))
+    query, key, value = (
+        torch.from_numpy(rng.normal(size=(1, h, len(packed), 16))).float() for h in (4, 2, 2)
+    )
     cpu = torch.device("cpu")
     expected = TreeAttention.of(packed, cpu)(query, key, value, 0.25)
     with warnings.catch_warnings():

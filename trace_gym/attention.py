@@ -6,13 +6,13 @@ with positions that count along the path, and only the attention function is ano
 On a CPU a segment without a fork attends to itself (causal), and everything below it attends to the whole of it (a rectangle
 without a mask). What a token gathers from the segments on its path is joined by their log-sum-exps, as ring attention does
 (Liu et al., arXiv 2310.01889); a backward pass of a part that is given the joined output and log-sum-exp has the right gradient. So a
-chain costs what it costs alone, and nothing is padded, masked or copied. On CUDA it is one FlexAttention kernel with the
+chain costs what it costs alone, and nothing is padded or copied; small subtrees side by side are one block with a mask. On CUDA it is one FlexAttention kernel with the
 block mask `k <= q < end[k]`, over sizes rounded up so that few are compiled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -29,24 +29,35 @@ __all__ = ["TreeAttention", "attending", "attending_again"]
 
 NAME = "trace_gym_tree"  # in transformers' register of attention functions
 UNKNOWN = ("sliding_window", "softcap", "s_aux", "position_bias")  # what some models want besides
+SMALL = 64  # tokens: so many cost less with a mask than in parts
 BUCKET = 128  # FlexAttention's block; packs are rounded up to a power of two of them
 
 _present: ContextVar[tuple[Any, TreeAttention] | None] = ContextVar("pack", default=None)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Queries from `low` to `high` over keys from `start` to `stop`."""
+
+    low: int
+    high: int
+    start: int
+    stop: int
+    causal: bool = False
+    mask: torch.Tensor | None = None  # [1, 1, n, n], added to the scores
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TreeAttention:
     """What the attention of one pack needs, made once for all layers."""
 
-    pack: Pack
-    device: torch.device
-    segments: list[tuple[int, int, int]]
+    own: Sequence[Part] = ()  # CPU: every query once, over itself and what is near
+    above: Sequence[Part] = ()  # and over what is further up its path
     block_mask: Any = None  # CUDA
 
     @classmethod
     def of(cls, pack: Pack, device: torch.device) -> TreeAttention:
-        mask = block_mask(pack, device) if device.type == "cuda" else None
-        return cls(pack, device, pack.segments(), mask)
+        return cls(block_mask=block_mask(pack, device)) if device.type == "cuda" else cls(*parts(pack))
 
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
@@ -57,7 +68,7 @@ class TreeAttention:
             return flex(query, key, value, self.block_mask, scale)
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
-        out: torch.Tensor = _Joined.apply(query, key, value, self.segments, scale)  # type: ignore[no-untyped-call]
+        out: torch.Tensor = _Joined.apply(query, key, value, self, scale)  # type: ignore[no-untyped-call]
         return out
 
 
@@ -116,6 +127,39 @@ _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
+def parts(pack: Pack) -> tuple[list[Part], list[Part]]:
+    """What every token sees near by, and the rectangles of what is further up."""
+    own: list[Part] = []
+    above: list[Part] = []
+    low = high = 0  # whole subtrees side by side that wait for more of them
+    for a, b, end in pack.segments():
+        if a < high:
+            continue  # in a subtree that waits
+        if end - low > SMALL:
+            if low < high:
+                own.append(_block(pack, low, high))
+            low = a
+        if end - low <= SMALL:
+            high = end
+        else:
+            own.append(Part(a, b, a, b, causal=True))
+            if b < end:
+                above.append(Part(b, end, a, b))
+            low = high = b
+    if low < high:
+        own.append(_block(pack, low, high))
+    return own, above
+
+
+def _block(pack: Pack, low: int, high: int) -> Part:
+    end, k = pack.end[low:high] - low, np.arange(high - low)
+    sees = (k[None] <= k[:, None]) & (k[:, None] < end[None])
+    if sees.sum() == len(k) * (len(k) + 1) // 2:
+        return Part(low, high, low, high, causal=True)
+    mask = np.where(sees, np.float32(0.0), np.float32(-np.inf))
+    return Part(low, high, low, high, mask=torch.from_numpy(mask)[None, None])
+
+
 class _Joined(torch.autograd.Function):
     """Attention part by part over slices of one sequence; see the module."""
 
@@ -125,40 +169,40 @@ class _Joined(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        segments: list[tuple[int, int, int]],
+        tree: TreeAttention,
         scale: float,
     ) -> torch.Tensor:
         _, heads, tokens, width = query.shape
         joined = query.new_empty(1, tokens, heads, width, dtype=torch.float32).transpose(1, 2)
         sums = query.new_empty(1, heads, tokens, dtype=torch.float32)
-        for a, b, _ in segments:
-            part, sums[:, :, a:b] = _attend(*_cut(a, b, query, key, value), 0.0, True, scale=scale)
-            joined[:, :, a:b] = part
-        for a, b, end in segments:
-            if b < end:
-                part, own = _attend(query[:, :, b:end], *_cut(a, b, key, value), 0.0, False, scale=scale)
-                _join(joined[:, :, b:end], sums[:, :, b:end], part, own)
+        for part in (*tree.own, *tree.above):
+            here = slice(part.low, part.high)
+            keys = _cut(part.start, part.stop, key, value)
+            mask = None if part.mask is None else part.mask.to(query.dtype)
+            found, sum_ = _attend(query[:, :, here], *keys, 0.0, part.causal, attn_mask=mask, scale=scale)
+            if part.low == part.start:
+                joined[:, :, here], sums[:, :, here] = found, sum_
+            else:
+                _join(joined[:, :, here], sums[:, :, here], found, sum_)
         out = joined.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, sums)
-        ctx.segments, ctx.scale = segments, scale
+        ctx.tree, ctx.scale = tree, scale
         return out
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, out, sums = ctx.saved_tensors
+        grad = grad.to(query.dtype)
         grads = [torch.zeros_like(x, dtype=torch.float32) for x in (query, key, value)]
-        for a, b, end in ctx.segments:
-            parts = [(a, b, True), (b, end, False)] if b < end else [(a, b, True)]
-            for low, high, causal in parts:
-                of_query = _cut(low, high, grad.to(query.dtype), query, out, sums)
-                found = _attend_backward(
-                    *of_query[:2], *_cut(a, b, key, value), *of_query[2:], 0.0, causal, scale=ctx.scale
-                )
-                for total, part, (start, stop) in zip(
-                    grads, found, ((low, high), (a, b), (a, b)), strict=True
-                ):
-                    total[:, :, start:stop] += part
+        for part in (*ctx.tree.own, *ctx.tree.above):
+            g, q, o, sum_ = _cut(part.low, part.high, grad, query, out, sums)
+            k, v = _cut(part.start, part.stop, key, value)
+            mask = None if part.mask is None else part.mask.to(query.dtype)
+            found = _attend_backward(g, q, k, v, o, sum_, 0.0, part.causal, attn_mask=mask, scale=ctx.scale)
+            grads[0][:, :, part.low : part.high] += found[0]
+            for total, more in zip(grads[1:], found[1:], strict=True):
+                total[:, :, part.start : part.stop] += more
         return *(total.to(query.dtype) for total in grads), None, None
 
 

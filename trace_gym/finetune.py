@@ -72,9 +72,7 @@ class Learner:
                 layout=self.settings.layout,
             )
         frozen = copy.deepcopy(self.model).requires_grad_(False)
-        return Policy(
-            frozen, temperature=temperature, autocast=self.autocast, layout=self.settings.layout
-        )
+        return Policy(frozen, temperature=temperature, autocast=self.autocast, layout=self.settings.layout)
 
     def save(self, folder: Path, tokenizer: Any) -> None:
         """Write the policy as a plain Hugging Face folder, adapters merged into the weights, whole or not at all."""

@@ -213,7 +213,9 @@ def _checkpointed_layers(model: Any) -> list[Any]:
         )
     for layer in layers:
         layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=attending_again)
+        layer._gradient_checkpointing_func = partial(
+            checkpoint, use_reentrant=False, context_fn=attending_again
+        )
     return layers
 
 
