@@ -80,8 +80,8 @@ class PolicyConfig(_Section):
     )
     layout: Literal["auto", "packed", "flat"] = Field(
         "auto",
-        description="of a pass over rollouts, same numbers: packed computes what they begin with alike once, flat each by itself; "
-        "auto is packed where the model can",
+        description="how updates compute rollouts: packed, what they begin with alike once; flat, each by itself; the "
+        "numbers are the same; auto is packed where the model can be",
     )
     template_args: Options = Field(
         {}, description="arguments of the chat template, such as {enable_thinking: false}"

@@ -4,8 +4,8 @@ Invariants: log-probs are those of the distribution the engine samples from (log
 padding is masked by length, never by token id (the pad token may be the end-of-turn token); the output head runs only
 where a log-prob is needed, unless the model does something to its hidden states or logits besides.
 
-Two layouts give the same numbers. Packed: the rows of a pass become one sequence in which what they begin with alike stands once
-(`pack.pack`), so that it is computed once, forwards and backwards. Flat: each row by itself, right-padded. Flat is the
+Two layouts give the same numbers. Packed: the rows of a pass become one sequence in which what they begin with alike stands
+once (`pack.pack`), so that it is computed once, forwards and backwards. Flat: each row by itself, right-padded. Flat is the
 reference, and what a model gets that cannot be packed; whether it can is found out by trying.
 """
 
@@ -168,11 +168,13 @@ class Policy:
         rows[1, 4:] += 1
         rows[2, 7:] += 2
         rows[3] += 3
+        changed = rows.copy()
+        changed[3] += 1
         try:
             size = self.model.get_input_embeddings().weight.shape[0]
             with torch.no_grad():
                 whole = self._outputs((slice(None),), input_ids=torch.from_numpy(rows % size).to(self.device))
-                parts, other = self._whole(rows % size), self._whole((rows + [[0], [0], [0], [1]]) % size)
+                parts, other = self._whole(rows % size), self._whole(changed % size)
         except Exception as error:
             return " ".join(f"{type(error).__name__}: {error}".split())[:160]
         precise = whole.dtype == torch.float32
