@@ -3,11 +3,11 @@
     python -m trace_gym.benchmarks.speed_update --out benchmarks/results/speed
 
 An update here is old rows in, gradients out: forward, loss, backward. Both layouts get the same rows and try the same
-micro-batch sizes; of each the fastest counts. Seconds are those of the process's CPU on one thread (medians, the two layouts
-in turn), for those of a clock mean little on a machine that does other things too. What to expect is the FLOP ratio: multiplications
-of the linear maps, of attention between pairs that see each other, and of the output head where it is read, counted from the
-model's shapes for each layout, padding left out. Peak memory is that of a process of its own that takes every row in one pass,
-above what it held before.
+micro-batch sizes; of each the fastest counts. Seconds are those of the process's CPU on one thread (medians, the two
+layouts in turn), for those of a clock mean little on a machine that does other things too. What to expect is the FLOP
+ratio: multiplications of the linear maps, of attention between pairs that see each other, and of the output head where it
+is read, counted from the model's shapes for each layout, padding left out. Peak memory is that of a process of its own that
+takes every row in one pass, above what it held before.
 """
 
 from __future__ import annotations

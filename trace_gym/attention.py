@@ -3,12 +3,12 @@
 Everything else that a transformer does, it does token by token; so a pack runs as one sequence of length N through the model,
 with positions that count along the path, and only the attention function is another one while it does.
 
-On a CPU a segment without a fork attends to itself (causal), and everything below it attends to the whole of it (a rectangle
-without a mask); small subtrees side by side are one block with a mask. So a chain costs what it costs alone, and nothing is
-padded or copied. What a token gets from several parts is joined by their log-sum-exps, as ring attention does (Liu et al., arXiv
-2310.01889); the backward pass of a part that is given the joined output and log-sum-exp yields that part's share of the
-gradient. On CUDA it is one FlexAttention kernel with the block mask `k <= q < end[k]`, over sizes rounded up so that few are
-compiled.
+On a CPU a segment without a fork attends to itself (causal), and everything below it attends to the whole of it (a
+rectangle without a mask); small subtrees side by side are one block with a mask. So a chain costs what it costs alone, and
+nothing is padded or copied. What a token gets from several parts is joined by their log-sum-exps, as ring attention does
+(Liu et al., arXiv 2310.01889); the backward pass of a part that is given the joined output and log-sum-exp yields that
+part's share of the gradient. On CUDA it is one FlexAttention kernel with the block mask `k <= q < end[k]`, over sizes
+rounded up so that few are compiled.
 """
 
 from __future__ import annotations
