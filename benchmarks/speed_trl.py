@@ -88,7 +88,7 @@ class Ours:
         self.loss = 0.0
         for batch in batches:
             loss, _ = ALGORITHM.loss(self.policy.logprobs(batch.tokens, batch.weight > 0), batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.loss += float(loss.detach())
 
 

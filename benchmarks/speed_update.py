@@ -128,7 +128,7 @@ def _flops(model: Any, depths: Any, read: int) -> float:
     )
     pairs = float(np.sum(depths + 1))
     forward = 2.0 * linear * len(depths) + 4.0 * width * config.num_hidden_layers * pairs
-    return 3.0 * (forward + 2.0 * head.weight.numel() * read)
+    return float(3.0 * (forward + 2.0 * head.weight.numel() * read))
 
 
 # ---- measuring ------------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def update(policy: Policy, rows: Sequence[Row], micro_batch_tokens: int) -> None
     for group in policy.micro_batches(rows, micro_batch_tokens):
         batch = TensorBatch.of([rows[i] for i in group], policy.device)
         loss, _ = GRPO().loss(policy.logprobs(batch.tokens, batch.weight > 0), batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
 
 def seconds(

@@ -84,7 +84,7 @@ def update(
     for group in policy.micro_batches(rows, max_tokens):
         batch = TensorBatch.of([rows[i] for i in group], policy.device)
         logprobs = policy.logprobs(batch.tokens, batch.weight > 0)
-        (logprobs * batch.weight * batch.advantage).sum().backward()  # type: ignore[no-untyped-call]
+        (logprobs * batch.weight * batch.advantage).sum().backward()
         for line, i in zip(logprobs.detach(), group, strict=True):
             for t in np.flatnonzero(rows[i].weight):
                 assert (i, t) not in seen  # never twice

@@ -191,7 +191,7 @@ class _Joined(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, out, sums = ctx.saved_tensors
         grad = grad.to(query.dtype)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ from trace_gym.tree import Tree
 __all__ = ["Pack", "Row", "flatten", "pack", "subtrees", "token_weights"]
 
 Weights = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.integer[Any]]
+Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,10 +133,10 @@ def _row(tree: Tree, path: Sequence[int], own: set[int], advantage: Weights, wei
 class Pack:
     """Sequences as one. A token sees itself and what stands before it on its path: q sees k where k <= q < end[k]."""
 
-    tokens: IntArray  # [N]
-    position: IntArray  # [N] how many tokens stand before it on its path
-    end: IntArray  # [N] where the part of the pack ends that a token is history for
-    paths: tuple[IntArray, ...]  # for every sequence, in the order given, where its tokens are: [T]
+    tokens: Ids  # [N]
+    position: Places  # [N] how many tokens stand before it on its path
+    end: Places  # [N] where the part of the pack ends that a token is history for
+    paths: tuple[Places, ...]  # for every sequence, in the order given, where its tokens are: [T]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -146,12 +149,14 @@ class Pack:
         return [(int(a), int(b), int(self.end[a])) for a, b in zip(start, stop, strict=True)]
 
 
-def pack(sequences: Sequence[IntArray]) -> Pack:
+def pack(sequences: Sequence[Ids]) -> Pack:
     """One pack of all `sequences` (ids below 2**31)."""
-    paths: list[IntArray] = [np.zeros(0, dtype=np.int64)] * len(sequences)
-    tokens: list[IntArray] = []
+    none: Places = np.zeros(0, dtype=np.int64)
+    paths = [none] * len(sequences)
+    tokens: list[Ids] = []
     starts: list[int] = []  # of each piece of `tokens`, how deep it begins
-    size, before, path = 0, np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
+    before: Ids = none
+    size, path = 0, none
     for index in _depth_first(sequences):
         sequence = sequences[index]
         shared = _alike(before, sequence)
@@ -162,7 +167,6 @@ def pack(sequences: Sequence[IntArray]) -> Pack:
             tokens.append(sequence[shared:])
             starts.append(shared)
     if not tokens:
-        none = np.zeros(0, dtype=np.int64)
         return Pack(none, none, none, tuple(paths))
     position = np.concatenate([np.arange(a, a + len(t)) for a, t in zip(starts, tokens, strict=True)])
     return Pack(np.concatenate(tokens), position, _ends(starts, [len(t) for t in tokens]), tuple(paths))
@@ -174,7 +178,8 @@ def subtrees(rows: Sequence[Row], max_tokens: int) -> Iterator[list[int]]:
     A tree too large is cut between subtrees, and each part begins with its own path from the root.
     """
     group: list[int] = []
-    size, before = 0, np.zeros(0, dtype=np.int32)
+    size = 0
+    before: Ids = np.zeros(0, dtype=np.int32)
     for index in _depth_first([row.tokens for row in rows]):
         tokens = rows[index].tokens
         new = len(tokens) - _alike(before, tokens)
@@ -187,25 +192,25 @@ def subtrees(rows: Sequence[Row], max_tokens: int) -> Iterator[list[int]]:
         yield group
 
 
-def _depth_first(sequences: Sequence[IntArray]) -> list[int]:
+def _depth_first(sequences: Sequence[Ids]) -> list[int]:
     """An order in which sequences that begin alike stand together, the longer before its own beginning."""
     keys = [sequence.astype(">u4").tobytes() for sequence in sequences]
     return sorted(range(len(sequences)), key=keys.__getitem__, reverse=True)
 
 
-def _alike(one: IntArray, other: IntArray) -> int:
+def _alike(one: Ids, other: Ids) -> int:
     """With how many tokens two sequences begin alike."""
     length = min(len(one), len(other))
     differ = np.flatnonzero(one[:length] != other[:length])
     return int(differ[0]) if len(differ) else length
 
 
-def _ends(starts: Sequence[int], lengths: Sequence[int]) -> IntArray:
+def _ends(starts: Sequence[int], lengths: Sequence[int]) -> Places:
     """[N] where each token's subtree ends: at the next piece that begins no deeper than the token stands."""
     offsets = np.cumsum([0, *lengths])
-    out: IntArray = np.empty(offsets[-1], dtype=np.int64)
+    out: Places = np.empty(offsets[-1], dtype=np.int64)
     deepest = max(start + length for start, length in zip(starts, lengths, strict=True))
-    following: IntArray = np.full(deepest, offsets[-1])  # by depth, seen from the last piece backwards
+    following: Places = np.full(deepest, offsets[-1])  # by depth, seen from the last piece backwards
     for start, length, offset in reversed(list(zip(starts, lengths, offsets[:-1], strict=True))):
         out[offset : offset + length] = following[start : start + length]
         following[start:] = offset

@@ -50,6 +50,6 @@ def test_the_page_names_what_was_missed() -> None:
 
     found = {"about": {}, "models": {"tiny": [cell(1, 1.04), cell(4, 0.3)]}}
     assert "All met." in page(found)
-    found["models"]["tiny"] = [cell(1, 1.06), cell(4, 0.33)]  # type: ignore[index]
+    found["models"]["tiny"] = [cell(1, 1.06), cell(4, 0.33)]
     missed = next(line for line in page(found).splitlines() if line.startswith("Missed"))
     assert "0.94 < 0.95" in missed and "0.76 < 0.8" in missed
