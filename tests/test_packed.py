@@ -339,8 +339,8 @@ def kinds_of_model() -> dict[str, tuple[Any, str]]:
         "qwen3": (t.Qwen3ForCausalLM(t.Qwen3Config(**size, head_dim=8)), ""),
         "gpt2": (t.GPT2LMHeadModel(gpt), ""),
         "granite": (t.GraniteForCausalLM(t.GraniteConfig(**size, logits_scaling=8.0)), ""),
-        "mistral": (t.MistralForCausalLM(t.MistralConfig(**size, sliding_window=8)), "sliding_window"),
-        "gemma2": (t.Gemma2ForCausalLM(t.Gemma2Config(**size, head_dim=8)), "attention has"),
+        "mistral": (t.MistralForCausalLM(t.MistralConfig(**size, sliding_window=64)), "sliding_window"),
+        "gemma2": (t.Gemma2ForCausalLM(t.Gemma2Config(**size, head_dim=8)), "layers of sliding_attention"),
         "bloom": (t.BloomForCausalLM(bloom), "."),
         "mamba": (t.MambaForCausalLM(mamba), "."),
     }

@@ -31,6 +31,7 @@ __all__ = ["TreeAttention", "attending", "attending_again"]
 NAME = "trace_gym_tree"  # in transformers' register of attention functions
 UNKNOWN = ("sliding_window", "softcap", "s_aux", "position_bias")  # what some models want besides
 SMALL = 64  # tokens: so many cost less with a mask than in parts
+KERNELS = 64  # compiled at most: sizes, precisions, with and without gradients
 BUCKET = 128  # FlexAttention's block; packs are rounded up to a power of two of them
 
 _present: ContextVar[tuple[Any, TreeAttention] | None] = ContextVar("pack", default=None)
@@ -255,7 +256,7 @@ def flex(
 
 @cache
 def _compiled() -> Any:
-    return torch.compile(_plain(), dynamic=False)
+    return torch.compile(_plain(), dynamic=False, recompile_limit=KERNELS)  # beyond, scores are made whole
 
 
 def _plain() -> Any:

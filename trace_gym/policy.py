@@ -164,6 +164,12 @@ class Policy:
 
     def _not_packed_right(self) -> str:
         """Why this model cannot be packed; empty when it can. Found out on rows that fork, and one changed besides."""
+        config = getattr(self.model, "config", None)
+        special = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+        if special or getattr(
+            config, "attention_chunk_size", None
+        ):  # a trial of a few tokens would not show it
+            return f"it has layers of {', '.join(sorted(special)) or 'chunked attention'}"
         rows = np.arange(10)[None].repeat(4, axis=0)
         rows[1, 4:] += 1
         rows[2, 7:] += 2
