@@ -8,8 +8,9 @@ Theirs: `compute_loss` of `GRPOTrainer` (its DAPO loss, no adapters, no KL term)
 own methods made of the chains, in whole or in equal parts. Ours: packed rows, `GRPO.loss` and the backward pass. Making
 rows and inputs is left out on both sides. Where nothing is shared, both do the same work, and their losses are compared
 (TRL adds 1e-4 to the spread that rewards are divided by, we add 1e-6). Where chains were forked in a tree, TRL computes
-every chain, for it knows nothing else, and the FLOP ratio says what we should gain. Seconds are CPU seconds of one thread
-(medians, the two in turn); of several sizes of a part the fastest counts, on either side.
+every chain, for it knows nothing else, and the FLOP ratio (flat rows to packed ones, as in `speed_update`) says what we
+should gain at least. Seconds are CPU seconds of one thread (medians, the two in turn); of several sizes of a part the
+fastest counts, on either side.
 """
 
 from __future__ import annotations
