@@ -119,7 +119,14 @@ class InParts:
 
 
 def compare(
-    name: str, depth: int, ratio: int, length: int, repeats: int, tokenizer: Any, out: Path
+    name: str,
+    depth: int,
+    ratio: int,
+    length: int,
+    repeats: int,
+    *,
+    tokenizer: Any,
+    out: Path,
 ) -> dict[str, float]:
     mine, yours = load(name), load(name)
     trees = group_of(depth, ratio, length, min(261, mine.config.vocab_size))
@@ -168,8 +175,8 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
         grid = [("tiny", 1, 1, 64, 1), ("tiny", 3, 4, 64, 1)]
     with tempfile.TemporaryDirectory() as out:
         rows = [
-            {"model": name, **compare(name, *place, tokenizer=tokenizer, out=Path(out))}
-            for name, *place in grid
+            {"model": name, **compare(name, d, r, length, repeats, tokenizer=tokenizer, out=Path(out))}
+            for name, d, r, length, repeats in grid
         ]
     about = environment_facts() | {"trl": trl.__version__}
     return {"about": about, "rows": rows}

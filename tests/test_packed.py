@@ -428,6 +428,26 @@ def test_old_and_reference_log_probs_and_mini_batches(model: Any) -> None:
 # ---- CUDA -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_blocks_of_the_block_mask_are_those_of_the_whole_mask(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    trunk = rng.integers(1, 9, 900)
+    found = pack(
+        [np.append(trunk[: rng.integers(900)], rng.integers(1, 9, rng.integers(300))) for _ in range(6)]
+    )
+    mask, size = attention.block_mask(found, torch.device("cpu")), attention.bucket(len(found))
+    q, k = torch.arange(size)[:, None], torch.arange(size)[None]
+    whole = mask.mask_mod(0, 0, q, k)
+    blocks = whole.unflatten(0, (-1, 128)).unflatten(2, (-1, 128)).float().mean(dim=(1, 3))
+    for numbers, indices, chosen in (
+        (mask.full_kv_num_blocks, mask.full_kv_indices, blocks == 1),
+        (mask.kv_num_blocks, mask.kv_indices, (blocks > 0) & (blocks < 1)),
+    ):
+        for line, number, index in zip(chosen, numbers[0, 0], indices[0, 0], strict=True):
+            assert index[:number].sort().values.tolist() == line.nonzero().flatten().tolist()
+    assert (blocks == 1).any()
+
+
 def test_the_block_mask_means_the_same() -> None:
     """FlexAttention's forward pass runs on a CPU too."""
     rng = np.random.default_rng(0)

@@ -21,6 +21,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -228,18 +229,36 @@ def bucket(tokens: int) -> int:
 
 
 def block_mask(pack: Pack, device: torch.device) -> Any:
-    """The pack's FlexAttention mask. What rounding up adds sees itself alone, for a row that sees nothing is nan."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    """The pack's FlexAttention mask, found block by block: nothing is made N x N.
+
+    What rounding up adds sees itself alone, for a row that sees nothing is nan.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
 
     size = bucket(len(pack))
     last = np.arange(1, size + 1)
     last[: len(pack)] = pack.end
+    blocks = last.reshape(-1, BUCKET)
+    block = np.arange(len(blocks))
+    before = block[:, None] > block[None]  # [blocks of queries, blocks of keys]
+    full = before & (blocks.min(axis=1)[None] >= BUCKET * (block[:, None] + 1))
+    some = before & (blocks.max(axis=1)[None] > BUCKET * block[:, None]) & ~full | np.eye(
+        len(block), dtype=bool
+    )
     end = torch.from_numpy(last).to(device)
 
     def sees(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return (k <= q) & (q < end[k])
 
-    return create_block_mask(sees, None, None, size, size, device=device, BLOCK_SIZE=BUCKET)
+    lists = [*_listed(some, device), *_listed(full, device)]
+    return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=BUCKET, mask_mod=sees, seq_lengths=(size, size))
+
+
+def _listed(chosen: npt.NDArray[np.bool_], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many key blocks each block of queries has [1, 1, n], and which, those first [1, 1, n, n]."""
+    count, order = chosen.sum(axis=1), np.argsort(~chosen, axis=1, kind="stable")
+    count_, order_ = (torch.from_numpy(x.astype(np.int32)).to(device)[None, None] for x in (count, order))
+    return count_, order_
 
 
 def flex(
@@ -256,7 +275,8 @@ def flex(
 
 @cache
 def _compiled() -> Any:
-    return torch.compile(_plain(), dynamic=False, recompile_limit=KERNELS)  # beyond, scores are made whole
+    # beyond the limit scores are made whole; the stubs do not know the option
+    return torch.compile(_plain(), dynamic=False, recompile_limit=KERNELS)  # type: ignore[call-overload]
 
 
 def _plain() -> Any:
