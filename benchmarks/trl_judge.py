@@ -245,14 +245,22 @@ class Theirs:
     """TRL's path from the same chains to a loss, by its own trainer."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, trees: Mapping[str, Tree], variant: Variant, *, out: Path
+        self,
+        model: Any,
+        tokenizer: Any,
+        trees: Mapping[str, Tree],
+        variant: Variant,
+        *,
+        out: Path,
+        group: int = GROUP,
+        max_tokens: int = MAX_TOKENS,
     ) -> None:
         self.model = model
         examples = [{"prompt": task, "outcome": r} for task, tree in trees.items() for r in tree.outcomes()]
         self.trainer: Any = trl.GRPOTrainer(
             model=model,
             reward_funcs=lambda outcome, **_: outcome,
-            args=trl_config(variant, len(examples), out),
+            args=trl_config(variant, len(examples), out, group, max_tokens),
             train_dataset=datasets.Dataset.from_list(examples),
             processing_class=tokenizer,
             rollout_func=lambda prompts, trainer: rollout_of(trees),
@@ -274,12 +282,12 @@ class Theirs:
         return float(self.trainer._metrics["train"]["clip_ratio/region_mean"][-1])
 
 
-def trl_config(variant: Variant, batch: int, out: Path) -> trl.GRPOConfig:
+def trl_config(variant: Variant, batch: int, out: Path, group: int, max_tokens: int) -> trl.GRPOConfig:
     return trl.GRPOConfig(
         output_dir=str(out),
         per_device_train_batch_size=batch,
-        num_generations=GROUP,
-        max_completion_length=MAX_TOKENS,
+        num_generations=group,
+        max_completion_length=max_tokens,
         temperature=TEMPERATURE,
         loss_type=variant.loss_type,
         scale_rewards="group" if variant.scaled else "none",

@@ -17,6 +17,7 @@ from trace_gym.engines.transformers import TransformersEngine
 from trace_gym.evaluate import evaluate, evaluate_policy
 from trace_gym.observer import Silent
 from trace_gym.plugins import make_env
+from trace_gym.policy import Policy
 from trace_gym.rollout import RolloutSettings
 from trace_gym.train import _pool, train
 
@@ -47,6 +48,37 @@ def test_the_kl_term_is_measured_from_the_policy_at_the_start(policy: Path, tmp_
     first, *later = (float(row["kl"]) for row in rows)
     assert abs(first) < 1e-6
     assert len(later) == 2 and all(kl > 1e-3 for kl in later)
+
+
+class Listening(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_a_run_has_the_same_numbers_in_both_layouts(policy: Path, tmp_path: Path) -> None:
+    found = []
+    for layout in ("auto", "flat"):
+        told = Listening()
+        more = (f"policy.layout={layout}", "budget.steps=2", "optim.minibatches=2")
+        found.append(train(alternating(policy, tmp_path / layout, *QUICK, *more), told).metrics())
+        assert not any("layout" in note for note in told.notes)
+    for one, other in zip(*found, strict=True):
+        for name in ("loss", "grad_norm", "clip_fraction", "mismatch", "success"):
+            assert float(one[name]) == pytest.approx(float(other[name]), rel=1e-3, abs=1e-6), name
+
+
+def test_a_policy_that_cannot_be_packed_is_told(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Listening()
+    monkeypatch.setattr(Policy, "_not_packed_right", lambda self: "it is made of wood")
+    train(alternating(policy, tmp_path, *QUICK, "budget.steps=1"), told)
+    assert sum("flat, not packed: it is made of wood" in note for note in told.notes) == 1
 
 
 # ---- pools ----------------------------------------------------------------------------------------------------------

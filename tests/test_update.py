@@ -13,7 +13,6 @@ from tests.support.trees import add, prompt_tree, star
 from trace_gym.algorithm import Algorithm
 from trace_gym.algorithms.grpo import GRPO
 from trace_gym.engine import IntArray
-from trace_gym.errors import ConfigError
 from trace_gym.pack import Row, flatten, token_weights
 from trace_gym.policy import Policy, TensorBatch, micro_batches
 from trace_gym.tree import Node, Tree
@@ -214,41 +213,6 @@ def test_no_rows_no_step(model: Any) -> None:
     assert rows == []
     assert updater.update(GRPO(), rows, np.random.default_rng(0))["skipped_updates"] == 1.0
     assert updater.updates == 0
-
-
-@pytest.mark.parametrize("common", [0, 5, 16, 30])
-def test_a_prefix_computed_once_gives_the_same_log_probs_and_gradients(model: Any, common: int) -> None:
-    rng = np.random.default_rng(common)
-    rows = [rng.integers(3, VOCABULARY, size=length) for length in (40, 44, 37)]
-    for row in rows:
-        row[:common] = rows[0][:common]
-    tokens, wanted = np.zeros((3, 44), dtype=np.int64), np.zeros((3, 44), dtype=bool)
-    for line, mask, row in zip(tokens, wanted, rows, strict=True):
-        line[: len(row)], mask[common + 1 : len(row)] = row, True
-    batch = torch.from_numpy(tokens), torch.from_numpy(wanted)
-    found, seen = [], []
-
-    def watch(module: Any, arguments: Any, options: Any) -> None:
-        seen.append(options["input_ids"].numel())
-
-    handle = model.base_model.register_forward_pre_hook(watch, with_kwargs=True)
-    for share in (False, True):
-        policy = Policy(model, share_prefix=share)
-        seen.clear()
-        model.zero_grad()
-        logprobs = policy.logprobs(*batch)
-        (logprobs * torch.linspace(-1, 1, 44)).sum().backward()
-        found.append([logprobs.detach(), *(p.grad.clone() for p in model.parameters())])
-    handle.remove()
-    model.zero_grad()
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
-    assert seen == ([3 * 43] if common < 16 else [common, 3 * (43 - common)])
-
-
-def test_a_shared_prefix_and_checkpointing_exclude_each_other(model: Any) -> None:
-    with pytest.raises(ConfigError, match=r"policy\.share_prefix cannot be used with gradient checkpointing"):
-        Policy(model, checkpointing=True, share_prefix=True)
 
 
 def test_micro_batches_hold_every_row_once_within_the_limit() -> None:

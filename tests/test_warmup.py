@@ -44,7 +44,7 @@ def loss_of(folder: Path) -> float:
 @pytest.mark.parametrize("rank", [0, 8])
 def test_a_cold_start_teaches_and_leaves_a_plain_folder(policy: Path, tmp_path: Path, rank: int) -> None:
     out = tmp_path / "taught"
-    settings = PolicyConfig(path=str(policy), lora=LoraConfig(rank=rank), share_prefix=rank > 0)
+    settings = PolicyConfig(path=str(policy), lora=LoraConfig(rank=rank), layout="auto" if rank else "flat")
     metrics = cold_start(out, policy=settings, env=ENV, steps=16, lr=1e-2, batch=8)
     names = {path.name for path in out.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "warmup.json"} <= names

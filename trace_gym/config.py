@@ -78,8 +78,10 @@ class PolicyConfig(_Section):
     gradient_checkpointing: bool = Field(
         False, description="less memory: layers are computed again in the backward pass"
     )
-    share_prefix: bool = Field(
-        False, description="faster updates: what all rows of a pass begin with is computed once"
+    layout: Literal["auto", "packed", "flat"] = Field(
+        "auto",
+        description="how updates compute rollouts: packed, what they begin with alike once; flat, each by itself; the "
+        "numbers are the same; auto is packed where the model can be",
     )
     template_args: Options = Field(
         {}, description="arguments of the chat template, such as {enable_thinking: false}"
@@ -161,7 +163,7 @@ class OptimConfig(_Section):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     minibatches: int = Field(1, ge=1, description="optimiser steps per training step")
     micro_batch_tokens: int = Field(
-        16384, ge=1, description="padded tokens per forward pass, at most (memory)"
+        16384, ge=1, description="tokens per forward pass, at most (memory); padding counts"
     )
 
 

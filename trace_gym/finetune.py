@@ -25,7 +25,7 @@ import torch
 from trace_gym.config import LoraConfig, PolicyConfig
 from trace_gym.errors import ConfigError
 from trace_gym.models import resolve
-from trace_gym.policy import Policy, pick_device
+from trace_gym.policy import Layout, Policy, pick_device
 from trace_gym.tiny import load_policy_folder, save, writing
 
 __all__ = ["Learner", "load_frozen", "load_learner"]
@@ -59,15 +59,21 @@ class Learner:
             temperature=temperature,
             autocast=self.autocast,
             checkpointing=self.settings.gradient_checkpointing,
-            share_prefix=self.settings.share_prefix,
+            layout=self.settings.layout,
         )
 
     def reference(self, temperature: float) -> Policy:
         """The policy as it is before it learns: a frozen copy, or the same model with its adapters switched off."""
         if self.adapted is not None:
-            return _Unadapted(self.adapted, self.model, temperature=temperature, autocast=self.autocast)
+            return _Unadapted(
+                self.adapted,
+                self.model,
+                temperature=temperature,
+                autocast=self.autocast,
+                layout=self.settings.layout,
+            )
         frozen = copy.deepcopy(self.model).requires_grad_(False)
-        return Policy(frozen, temperature=temperature, autocast=self.autocast)
+        return Policy(frozen, temperature=temperature, autocast=self.autocast, layout=self.settings.layout)
 
     def plain_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of the policy as a plain model, W + (alpha / rank) B A where adapters learn, one at a time.
@@ -106,8 +112,16 @@ class Learner:
 class _Unadapted(Policy):
     """The frozen weights under the adapters."""
 
-    def __init__(self, adapted: Any, model: Any, *, temperature: float, autocast: torch.dtype | None) -> None:
-        super().__init__(model, temperature=temperature, autocast=autocast)
+    def __init__(
+        self,
+        adapted: Any,
+        model: Any,
+        *,
+        temperature: float,
+        autocast: torch.dtype | None,
+        layout: Layout,
+    ) -> None:
+        super().__init__(model, temperature=temperature, autocast=autocast, layout=layout)
         self._adapted = adapted
 
     def logprobs(self, tokens: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,11 @@
-"""Trees to training rows.
+"""Trees to training rows, and rows to packs.
 
-The flat layout: one row per leaf, holding its whole path. A node that several leaves share is trained in the first row that
+`flatten` gives one row per leaf, holding its whole path. A node that several leaves share is trained in the first row that
 reaches it and is context in the others, so every sampled token enters the loss exactly once.
+
+`pack` lays rows out as one sequence in which what they begin with alike stands once: a depth-first walk of their prefix tree.
+The rows of a tree so become the tree again, whatever else begins like them (another task's instructions, a rollout sampled
+twice) is shared too, and a set of rows cut anywhere is a pack with its root paths as context.
 
 Alignment: the arrays of a row have one entry per token; entry t belongs to the token at t, whose log-prob is read from the
 logits at t - 1. Token 0 is always the prompt's, so it never needs one.
@@ -9,8 +13,9 @@ logits at t - 1. Token 0 is always the prompt's, so it never needs one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +24,11 @@ from trace_gym.algorithm import Credit, Normalise
 from trace_gym.engine import FloatArray, IntArray
 from trace_gym.tree import Tree
 
-__all__ = ["Row", "flatten", "token_weights"]
+__all__ = ["Pack", "Row", "flatten", "pack", "subtrees", "token_weights"]
 
 Weights = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.integer[Any]]
+Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,3 +124,94 @@ def _row(tree: Tree, path: Sequence[int], own: set[int], advantage: Weights, wei
             columns[2, sampled] = node.logprobs
         start += len(node.tokens)
     return Row(tokens, *columns)
+
+
+# ---- packs ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pack:
+    """Sequences as one. A token sees itself and what stands before it on its path: q sees k where k <= q < end[k]."""
+
+    tokens: Ids  # [N]
+    position: Places  # [N] how many tokens stand before it on its path
+    end: Places  # [N] where the part of the pack ends that a token is history for
+    paths: tuple[Places, ...]  # for every sequence, in the order given, where its tokens are: [T]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def segments(self) -> list[tuple[int, int, int]]:
+        """(start, stop, end): stretches without a fork. What lies between stop and end comes after the whole of one."""
+        new = (self.position[1:] != self.position[:-1] + 1) | (self.end[1:] != self.end[:-1])
+        start = np.concatenate([[0], np.flatnonzero(new) + 1])
+        stop = np.append(start[1:], len(self))
+        return [(int(a), int(b), int(self.end[a])) for a, b in zip(start, stop, strict=True)]
+
+
+def pack(sequences: Sequence[Ids]) -> Pack:
+    """One pack of all `sequences` (ids below 2**31)."""
+    none: Places = np.zeros(0, dtype=np.int64)
+    paths = [none] * len(sequences)
+    tokens: list[Ids] = []
+    starts: list[int] = []  # of each piece of `tokens`, how deep it begins
+    before: Ids = none
+    size, path = 0, none
+    for index in _depth_first(sequences):
+        sequence = sequences[index]
+        shared = _alike(before, sequence)
+        new = len(sequence) - shared
+        path = np.concatenate([path[:shared], np.arange(size, size + new)])
+        paths[index], before, size = path, sequence, size + new
+        if new:
+            tokens.append(sequence[shared:])
+            starts.append(shared)
+    if not tokens:
+        return Pack(none, none, none, tuple(paths))
+    position = np.concatenate([np.arange(a, a + len(t)) for a, t in zip(starts, tokens, strict=True)])
+    return Pack(np.concatenate(tokens), position, _ends(starts, [len(t) for t in tokens]), tuple(paths))
+
+
+def subtrees(rows: Sequence[Row], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of rows in groups whose packs hold at most `max_tokens` tokens (at least one row each).
+
+    A tree too large is cut between subtrees, and each part begins with its own path from the root.
+    """
+    group: list[int] = []
+    size = 0
+    before: Ids = np.zeros(0, dtype=np.int32)
+    for index in _depth_first([row.tokens for row in rows]):
+        tokens = rows[index].tokens
+        new = len(tokens) - _alike(before, tokens)
+        if group and size + new > max_tokens:
+            yield group
+            group, size, new = [], 0, len(tokens)
+        group.append(index)
+        size, before = size + new, tokens
+    if group:
+        yield group
+
+
+def _depth_first(sequences: Sequence[Ids]) -> list[int]:
+    """An order in which sequences that begin alike stand together, the longer before its own beginning."""
+    keys = [sequence.astype(">u4").tobytes() for sequence in sequences]
+    return sorted(range(len(sequences)), key=keys.__getitem__, reverse=True)
+
+
+def _alike(one: Ids, other: Ids) -> int:
+    """With how many tokens two sequences begin alike."""
+    length = min(len(one), len(other))
+    differ = np.flatnonzero(one[:length] != other[:length])
+    return int(differ[0]) if len(differ) else length
+
+
+def _ends(starts: Sequence[int], lengths: Sequence[int]) -> Places:
+    """[N] where each token's subtree ends: at the next piece that begins no deeper than the token stands."""
+    offsets = np.cumsum([0, *lengths])
+    out: Places = np.empty(offsets[-1], dtype=np.int64)
+    deepest = max(start + length for start, length in zip(starts, lengths, strict=True))
+    following: Places = np.full(deepest, offsets[-1])  # by depth, seen from the last piece backwards
+    for start, length, offset in reversed(list(zip(starts, lengths, offsets[:-1], strict=True))):
+        out[offset : offset + length] = following[start : start + length]
+        following[start:] = offset
+    return out

@@ -2,8 +2,11 @@
 
 Invariants: log-probs are those of the distribution the engine samples from (logits divided by the same temperature);
 padding is masked by length, never by token id (the pad token may be the end-of-turn token); the output head runs only
-where a log-prob is needed, unless the model does something to its hidden states or logits besides. Where asked to, what all
-rows of a pass begin with (instructions, tools, a group's prompt) is computed once, forwards and backwards.
+where a log-prob is needed, unless the model does something to its hidden states or logits besides.
+
+Two layouts give the same numbers. Packed: the rows of a pass become one sequence in which what they begin with alike stands
+once (`pack.pack`), so that it is computed once, forwards and backwards. Flat: each row by itself, right-padded. Flat is the
+reference, and what a model gets that cannot be packed; whether it can is found out by trying.
 """
 
 from __future__ import annotations
@@ -12,18 +15,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from trace_gym.attention import TreeAttention, attending, attending_again
 from trace_gym.errors import ConfigError
-from trace_gym.pack import Row
+from trace_gym.pack import Pack, Row, pack, subtrees
 
-__all__ = ["Policy", "TensorBatch", "micro_batches", "pick_device"]
+__all__ = ["Layout", "Policy", "TensorBatch", "micro_batches", "pick_device"]
 
-WORTH_SHARING = 16  # tokens: a second pass has its cost too
+Layout = Literal["auto", "packed", "flat"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -80,8 +84,8 @@ class Policy:
     """A causal language model and how to read log-probs off it.
 
     `autocast` is the precision of forward passes where it is not the weights' own. `checkpointing` keeps the layers' inputs
-    only and computes the layers again in the backward pass; `share_prefix` computes what all rows begin with once, its keys
-    and values standing for every row's. `ConfigError` for a model that cannot.
+    only and computes the layers again in the backward pass. `layout` auto is packed where that works; `flat_because` says why
+    where it does not. `ConfigError` for a model that cannot do what was asked for.
     """
 
     def __init__(
@@ -91,7 +95,7 @@ class Policy:
         temperature: float = 1.0,
         autocast: torch.dtype | None = None,
         checkpointing: bool = False,
-        share_prefix: bool = False,
+        layout: Layout = "auto",
     ) -> None:
         self.model = model
         self.temperature = temperature
@@ -99,55 +103,98 @@ class Policy:
         self.device = next(model.parameters()).device
         self._checkpointed = _checkpointed_layers(model) if checkpointing else []
         self._head_only = _head_is_last(model, self.device)
-        self._shares = share_prefix
-        if share_prefix and (checkpointing or not self._head_only or not self._sharing_is_right()):
-            reason = "gradient checkpointing" if checkpointing else type(model).__name__
-            raise ConfigError(f"policy.share_prefix cannot be used with {reason}: leave it false")
+        self.flat_because = "it was asked for" if layout == "flat" else self._not_packed_right()
+        if layout == "packed" and self.flat_because:
+            name = type(model).__name__
+            raise ConfigError(
+                f"policy.layout=packed cannot be used with {name}: {self.flat_because}; use auto or flat"
+            )
+
+    def micro_batches(self, rows: Sequence[Row], max_tokens: int) -> Iterator[list[int]]:
+        """Indices of rows in groups that cost a pass of at most `max_tokens` tokens each (at least one row)."""
+        return micro_batches(rows, max_tokens) if self.flat_because else subtrees(rows, max_tokens)
 
     def logprobs(self, tokens: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Log-prob of each token given those before it, [B, T]; 0 where `wanted` [B, T] is False (token 0 must be).
 
         Rows are right-padded; causal attention keeps padding from reaching what comes before it.
         """
-        wanted = wanted[:, 1:]
+        index = wanted.nonzero(as_tuple=True)
+        flat = bool(self.flat_because) or len(index[0]) == 0
         with self._precision(), self._checkpointing():
-            logits = self._logits(tokens[:, :-1], wanted)
+            if flat:
+                logits = self._outputs(wanted[:, 1:], input_ids=tokens[:, :-1])
+                which = torch.arange(len(logits), device=tokens.device)
+            else:
+                logits, which = self._packed_outputs(tokens, wanted)
         logits = logits.float() / self.temperature
-        picked = logits.gather(-1, tokens[:, 1:][wanted].unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-        out = torch.zeros(tokens.shape, device=tokens.device, dtype=picked.dtype)
-        index = torch.nn.functional.pad(wanted, (1, 0)).nonzero(as_tuple=True)
-        return out.index_put(index, picked)
+        picked = logits[which, tokens[index]] - logits.logsumexp(-1)[which]
+        return torch.zeros(tokens.shape, device=tokens.device, dtype=picked.dtype).index_put(index, picked)
 
-    def _logits(self, tokens: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """Logits [n, V] after the n wanted positions of [B, T]."""
+    def _packed_outputs(
+        self, tokens: torch.Tensor, wanted: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [n, V], and which of them is for each wanted token: the first tokens of siblings are read at one place."""
+        rows, mask = tokens.cpu().numpy(), wanted.cpu().numpy()
+        used = [int(line.nonzero()[0][-1]) if line.any() else 0 for line in mask]  # the last is only read off
+        packed = pack([row[:n] for row, n in zip(rows, used, strict=True)])
+        read = np.concatenate(
+            [path[line.nonzero()[0] - 1] for path, line in zip(packed.paths, mask, strict=True)]
+        )
+        places, which = (torch.from_numpy(x).to(self.device) for x in np.unique(read, return_inverse=True))
+        return self._run(packed, places), which
+
+    def _run(self, packed: Pack, places: torch.Tensor) -> torch.Tensor:
+        """Logits [n, V] after the tokens at `places` [n] of a pack."""
+        tokens, position = (
+            torch.from_numpy(x.astype(np.int64)).to(self.device)[None]
+            for x in (packed.tokens, packed.position)
+        )
+        with attending(self.model.config, TreeAttention.of(packed, self.device)):
+            # A mask of four axes is passed on as it is; none at all would be made up, N x N.
+            mask = torch.zeros(1, 1, 1, 1, device=self.device)
+            return self._outputs((0, places), input_ids=tokens, position_ids=position, attention_mask=mask)
+
+    def _outputs(self, where: Any, **inputs: torch.Tensor) -> torch.Tensor:
+        """Logits [n, V] at the positions `where` selects of [B, T]."""
         if not self._head_only:
-            return self.model(input_ids=tokens, use_cache=False).logits[wanted]  # type: ignore[no-any-return]
-        start = _shared(tokens, wanted) if self._shares else 0
-        start = start if start >= WORTH_SHARING else 0
-        hidden = self._hidden(tokens, start)[wanted[:, start:]]
+            return self.model(**inputs, use_cache=False).logits[where]  # type: ignore[no-any-return]
+        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state[where]
         return self.model.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
 
-    def _hidden(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
-        """Last hidden states [B, T - start, d] from column `start` on, before which all rows are alike."""
-        base = self.model.base_model
-        if start == 0:
-            return base(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
-        past = base(input_ids=tokens[:1, :start], use_cache=True).past_key_values
-        past.batch_repeat_interleave(len(tokens))
-        rest = base(input_ids=tokens[:, start:], past_key_values=past, use_cache=True)
-        return rest.last_hidden_state  # type: ignore[no-any-return]
-
-    def _sharing_is_right(self) -> bool:
-        """Whether this model's cache can stand for several rows: tried out, within the rounding of half precision."""
-        size = self.model.get_input_embeddings().weight.shape[0]
-        tokens = torch.arange(8, device=self.device).repeat(2, 1)
-        tokens[1, 4:] += 1
+    def _not_packed_right(self) -> str:
+        """Why this model cannot be packed; empty when it can. Found out on rows that fork, and one changed besides."""
+        config = getattr(self.model, "config", None)
+        special = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+        if special or getattr(
+            config, "attention_chunk_size", None
+        ):  # a trial of a few tokens would not show it
+            return f"it has layers of {', '.join(sorted(special)) or 'chunked attention'}"
+        rows = np.arange(10)[None].repeat(4, axis=0)
+        rows[1, 4:] += 1
+        rows[2, 7:] += 2
+        rows[3] += 3
+        changed = rows.copy()
+        changed[3] += 1
         try:
+            size = self.model.get_input_embeddings().weight.shape[0]
             with torch.no_grad():
-                whole, parts = self._hidden(tokens % size, 0)[:, 4:], self._hidden(tokens % size, 4)
-        except Exception:  # a cache without such a method, or none at all
-            return False
-        return bool((whole - parts).abs().max() <= 0.1 * whole.abs().max())
+                whole = self._outputs((slice(None),), input_ids=torch.from_numpy(rows % size).to(self.device))
+                parts, other = self._whole(rows % size), self._whole(changed % size)
+        except Exception as error:
+            return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        precise = whole.dtype == torch.float32
+        if (whole - parts).abs().max() > (1e-3 if precise else 0.1) * whole.abs().max():
+            return "it computes something else when it is"
+        if (parts - other)[:3].abs().max() > 8 * torch.finfo(whole.dtype).eps * whole.abs().max():
+            return "what it computes for a row depends on other rows"
+        return ""
+
+    def _whole(self, rows: np.ndarray[Any, Any]) -> torch.Tensor:
+        """Logits [B, T, V] of all positions, packed."""
+        packed = pack(list(rows))
+        every = self._run(packed, torch.arange(len(packed), device=self.device))
+        return every[torch.from_numpy(np.stack(packed.paths)).to(self.device)]
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
@@ -166,12 +213,6 @@ class Policy:
                 layer.training = mode
 
 
-def _shared(tokens: torch.Tensor, wanted: torch.Tensor) -> int:
-    """With how many tokens all rows [B, T] begin alike, before the first whose output is wanted; 0 for a single row."""
-    alike = (tokens == tokens[:1]).all(dim=0) & ~wanted.any(dim=0)
-    return 0 if len(tokens) < 2 else int(alike.long().cumprod(dim=0).sum())
-
-
 def _checkpointed_layers(model: Any) -> list[Any]:
     layers = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
     if not layers or not getattr(model, "supports_gradient_checkpointing", False):
@@ -180,7 +221,9 @@ def _checkpointed_layers(model: Any) -> list[Any]:
         )
     for layer in layers:
         layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer._gradient_checkpointing_func = partial(
+            checkpoint, use_reentrant=False, context_fn=attending_again
+        )
     return layers
 
 

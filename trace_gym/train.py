@@ -244,6 +244,9 @@ def _prepare(config: TrainConfig, observer: Observer) -> _Session:
         oracle=make_oracle(config, actor),
     )
     _check_ahead(session)
+    reason = session.updater.policy.flat_because
+    if reason and config.policy.layout == "auto" and config.policy.path != "tabular":
+        observer.note(f"policy.layout: rollouts are trained on flat, not packed: {reason}")
     algorithm.start(session.context)
     return session
 

@@ -1,7 +1,7 @@
 """One step's update of the policy: rows in, changed weights and metrics out.
 
 Invariant: the loss is a sum over the step's tokens whose weights already hold the normaliser, so neither the micro-batch size
-nor the padding changes the gradient.
+nor the layout changes the gradient.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from trace_gym.algorithm import Algorithm, Metrics
 from trace_gym.pack import Row
-from trace_gym.policy import Policy, TensorBatch, micro_batches
+from trace_gym.policy import Policy, TensorBatch
 
 __all__ = ["Updater", "warm_up", "warm_up_and_decay"]
 
@@ -51,7 +51,7 @@ class Updater:
 
     def _batches(self, rows: Sequence[Row], *, with_old: bool) -> list[TensorBatch]:
         out = []
-        for group in micro_batches(rows, self.micro_batch_tokens):
+        for group in self.policy.micro_batches(rows, self.micro_batch_tokens):
             batch = TensorBatch.of([rows[i] for i in group], self.policy.device)
             wanted = batch.weight > 0
             with torch.no_grad():

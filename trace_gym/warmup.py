@@ -244,10 +244,9 @@ def _fit(
 
     rows = [demonstration_row(d, renderer, encode) for d in demos]
     optimizer = torch.optim.AdamW(learner.learned(), lr=lr(0), betas=(0.9, 0.95), weight_decay=0.01)
-    tokens = (
-        8192 if learner.settings.share_prefix else 1024
-    )  # little padding is faster on a CPU, sharing more so
-    updater = Updater(policy=learner.policy(1.0), optimizer=optimizer, lr=lr, micro_batch_tokens=tokens)
+    policy = learner.policy(1.0)
+    tokens = 1024 if policy.flat_because else 8192  # little padding is faster on a CPU, sharing more so
+    updater = Updater(policy=policy, optimizer=optimizer, lr=lr, micro_batch_tokens=tokens)
     algorithm, rng, loss = Supervised(), keyed_rng(seed, "supervised"), float("nan")
     told_every = max(1, min(25, steps // 8))
     for step in range(steps):
