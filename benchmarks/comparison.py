@@ -177,4 +177,4 @@ def _spent(metrics: Rows, tokens: Floats, unit: str) -> Floats:
     if unit == "policy_tokens":
         return tokens
     sampled = [0.0, *(row["policy_tokens"] for row in metrics)]
-    return np.interp(tokens, sampled, [0.0, *(row[unit] for row in metrics)])
+    return np.asarray(np.interp(tokens, sampled, [0.0, *(row[unit] for row in metrics)]))

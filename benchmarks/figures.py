@@ -115,7 +115,7 @@ def spending(found: Comparison) -> bytes:
     def shares(runs: Sequence[Run]) -> Floats:
         rows = [row for run in runs for row in run.record["spending"]]
         total = np.array([sum(row.get(name, 0.0) for row in rows) for name in columns])
-        return total / max(total.sum(), 1e-12)
+        return np.asarray(total / max(total.sum(), 1e-12))
 
     return _bars(found, PARTS, shares, "share of the sampled tokens")
 
@@ -125,7 +125,7 @@ def wall_clock(found: Comparison) -> bytes:
 
     def shares(runs: Sequence[Run]) -> Floats:
         total = np.array([sum(seconds_of(run, name) for run in runs) for name in PHASES])
-        return total / max(total.sum(), 1e-12)
+        return np.asarray(total / max(total.sum(), 1e-12))
 
     return _bars(found, list(PHASES.values()), shares, "share of the seconds")
 
@@ -272,7 +272,7 @@ def _canvas(rows: int, columns: int, *, height: float = 2.6) -> Iterator[tuple[F
     import matplotlib
     from matplotlib.figure import Figure as Plain
 
-    fixed = {
+    fixed: dict[Any, Any] = {
         "svg.hashsalt": "trace_gym",
         "text.parse_math": False,
         "font.size": 8,

@@ -88,7 +88,7 @@ def probability_of_improvement(one: Floats, other: Floats) -> float:
 
 def profile(scores: Floats, thresholds: Floats) -> Floats:
     """[T] the share of runs, over all environments, that score more than each threshold."""
-    return (scores[None] > thresholds[:, None, None]).mean(axis=(1, 2))
+    return np.asarray((scores[None] > thresholds[:, None, None]).mean(axis=(1, 2)))
 
 
 def profile_bands(scores: Floats, thresholds: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:

@@ -95,7 +95,7 @@ def test_a_token_budget_is_kept(policy: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_had_together_is_refused(policy: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be deterministic"):
         alternating(policy, tmp_path, *AHEAD, "deterministic=true")
-    with pytest.raises(ConfigError, match="engine.sleep"):
+    with pytest.raises(ConfigError, match=r"engine\.sleep"):
         alternating(policy, tmp_path, *AHEAD, "engine.sleep=true")
     with pytest.raises(ConfigError, match="oracle"):
         train(alternating(policy, tmp_path, *AHEAD, "oracle.kind=sampled"), Silent())
