@@ -45,13 +45,16 @@ def demo_command(
         first, again = failed[0], f"trace-gym bench run demo --out {out} --retry-failed"
         raise ConfigError(f"{first['key']} failed: {first['reason']}; `{again}` tries once more")
     write_report(out, out / "report")
-    run = next(record for record in done.records if "/trace/" in record["key"])
-    folder = out / run["key"] / "run"
+    runs = {
+        record["algorithm"]: out / record["key"] / "run"
+        for record in done.records
+        if record["kind"] == "train"
+    }
     typer.echo(
         printable(
-            f"the page:    {out / 'report' / 'index.html'} (the same as Markdown beside it)\n"
-            f"the trees:   trace-gym view {folder}\n"
-            f"in the terminal: trace-gym trees {folder}\n"
-            f"the policy:  trace-gym eval {folder}"
+            f"the page:    {out / 'report' / 'index.html'} (as Markdown beside it: README.md)\n"
+            f"the trees:   trace-gym view {runs['trace']} {runs['grpo']}\n"
+            f"             trace-gym trees {runs['trace']}   (in the terminal)\n"
+            f"the policy:  trace-gym eval {runs['trace']}"
         )
     )
