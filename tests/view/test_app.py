@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from tests.support.viewed import HOSTILE, keep, run_folder, small_tree, with_text
@@ -200,7 +200,7 @@ def test_the_command_serves_until_ctrl_c_and_loads_no_torch(tmp_path: Path) -> N
             rf"{re.escape(str(run.path))} at (http://127\.0\.0\.1:\d+/) ; Ctrl-C ends it\n", line
         )
         assert found, line + process.stderr.read()
-        assert httpx.get(f"{found[1]}api/runs/0").json()[0]["step"] == 3
+        assert httpx2.get(f"{found[1]}api/runs/0").json()[0]["step"] == 3
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
         assert process.stdout.read() == "stopped\n" and process.stderr.read() == "False\n"

@@ -12,7 +12,8 @@ from tests.support.trees import prompt_tree
 from tests.support.viewed import HOSTILE, keep, run_folder, small_tree, with_text
 from trace_gym.errors import ConfigError, RunError
 from trace_gym.tree import Tree
-from trace_gym.view.data import RunReader, brief, split_action
+from trace_gym.view.actions import brief, split_action
+from trace_gym.view.data import RunReader
 
 NAN = float("nan")
 

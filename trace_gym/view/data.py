@@ -20,21 +20,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trace_gym.envs.actions import SEARCH_R1, Answer, Call, parse_action
 from trace_gym.errors import ConfigError, RunError, TraceGymError
 from trace_gym.ledger import Cost
 from trace_gym.runs import RunFolder
 from trace_gym.tree import Node, Tree
 from trace_gym.treefile import OUTLINE, read_outlines
+from trace_gym.view.actions import brief, split_action
 
-__all__ = ["Recorded", "RunReader", "brief", "split_action"]
+__all__ = ["Recorded", "RunReader"]
 
 Data = dict[str, Any]
 STEP_FILE = re.compile(r"step-(\d{1,12})\.parquet")
 KEPT_STEPS = 6  # read most recently
 EXCERPT = 160  # characters of an action that a tree's drawing gets
 LEAST_CHANCE = 0.05  # of a prediction, when it is asked how surprising an outcome is
-ACTION_STARTS = ("<tool_call>", "<answer>", "<search>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,27 +290,6 @@ def _read(path: Path) -> list[Recorded]:
 
 
 # ---- nodes ----------------------------------------------------------------------------------------------------------
-
-
-def split_action(text: str) -> tuple[str, str]:
-    """What was thought and what was done, as environments read it: thought is whatever lies inside `<think>…</think>`, and
-    what comes before the first tag of an action."""
-    said = text.rfind("</think>") + len("</think>") if "</think>" in text else 0
-    starts = [at for tag in ACTION_STARTS if (at := text.find(tag, said)) >= 0]
-    if "<think>" in text[said:]:  # never closed: it hides the rest
-        return text.strip(), ""
-    at = min(starts, default=said)
-    return text[:at].strip(), text[at:].strip()
-
-
-def brief(text: str) -> str:
-    """An action on one line: `tool(value, …)` for a call, `= answer` for an answer, else its text."""
-    action = parse_action(text, tags=SEARCH_R1)
-    if isinstance(action, Call):
-        text = f"{action.name}({', '.join(map(str, action.arguments.values()))})"
-    elif isinstance(action, Answer):
-        text = f"= {action.text}"
-    return " ".join(text.split())
 
 
 def _turn(tree: Tree, index: int) -> Data:
