@@ -250,8 +250,9 @@ def block_mask(pack: Pack, device: torch.device) -> Any:
     def sees(batch: Any, head: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return (k <= q) & (q < end[k])
 
-    lists = [*_listed(some, device), *_listed(full, device)]
-    return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=BUCKET, mask_mod=sees, seq_lengths=(size, size))
+    return BlockMask.from_kv_blocks(
+        *_listed(some, device), *_listed(full, device), BUCKET, mask_mod=sees, seq_lengths=(size, size)
+    )
 
 
 def _listed(chosen: npt.NDArray[np.bool_], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
