@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from trace_gym import models
+from trace_gym.benchmarks.speed_fork import facts
 from trace_gym.config import load_config
 from trace_gym.observer import Silent
-from trace_gym.runs import environment_facts
 from trace_gym.train import train
 
 __all__ = ["main", "measure", "page"]
@@ -58,7 +58,7 @@ def main(words: Sequence[str] | None = None) -> None:
     given = parser.parse_args(words)
     models.get(MODEL)
     record = measure(f"policy.path={MODEL}", f"engine.kind={given.engine}")
-    record |= {"engine": given.engine, "about": environment_facts()}
+    record |= {"engine": given.engine, "about": facts(given.engine)}
     out: Path = given.out
     out.mkdir(parents=True, exist_ok=True)
     (out / f"step-{given.engine}.json").write_text(json.dumps(record, indent=1) + "\n")
