@@ -26,7 +26,7 @@ from trace_gym import models
 from trace_gym.engine import Completion, Engine, IntArray, Request
 from trace_gym.runs import environment_facts
 
-__all__ = ["main", "make", "measure", "page"]
+__all__ = ["facts", "main", "make", "measure", "page"]
 
 MODEL = "smollm2-135m"
 RESULTS = Path(__file__).parent / "results" / "speed"
@@ -51,12 +51,22 @@ def main(words: Sequence[str] | None = None) -> None:
     finally:
         engine.close()
     out.mkdir(parents=True, exist_ok=True)
-    record |= {"engine": given.engine, "about": environment_facts()}
+    record |= {"engine": given.engine, "about": facts(given.engine)}
     (out / f"fork-{given.engine}.json").write_text(json.dumps(record, indent=1) + "\n")
     records = [json.loads(file.read_text()) for file in sorted(out.glob("fork-*.json"))]
     text = page(records)
     (out / "fork.md").write_text(text)
     print(text)
+
+
+def facts(kind: str) -> dict[str, str]:
+    """The machine and the versions that matter."""
+    found = environment_facts()
+    if kind == "vllm":
+        import vllm
+
+        found |= {"vllm": vllm.__version__}
+    return found
 
 
 def make(kind: str, folder: Path) -> Engine:
@@ -150,7 +160,7 @@ def page(records: Sequence[Mapping[str, Any]]) -> str:
     for record in records:
         facts = ", ".join(f"{name} {value}" for name, value in record["about"].items())
         lines.append(
-            f"{record['engine']}: {len(record['cases'][CASES[0]])} rounds, {record['threads']} threads, load average"
+            f"{record['engine']}: rounds: {len(record['cases'][CASES[0]])}, {record['threads']} threads, load average"
             f" {record['load_average']:.1f}; {facts}. `python -m trace_gym.benchmarks.speed_fork --engine {record['engine']}`"
         )
         lines.append("")
