@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -143,12 +144,15 @@ def test_a_policy_that_cannot_be_replaced_stays(policy: Path, tmp_path: Path) ->
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_dashboard_without_room_does_not_stop_a_run(tmp_path: Path) -> None:
     notes: list[str] = []
+    before = set(threading.enumerate())
     with mounted(tmp_path / "disk", "size=256k") as disk:
         fill(disk)
         boards = Boards(disk, tensorboard=True, wandb="", first_step=0, note=notes.append)
         for step in range(3):
             boards.write({"success": 0.5}, step)
         boards.close()
+        for thread in set(threading.enumerate()) - before:
+            thread.join(30)  # it dies in this test, not in the next
     assert any("dashboard" in note and "OSError" in note for note in notes)
 
 

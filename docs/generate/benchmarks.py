@@ -14,7 +14,7 @@ COSTS = {  # as recorded on the pages themselves; 2 CPU cores
     "supervised/summary.md": "about 8 minutes a seed",
     "smollm2/summary.md": "40 steps of 28 s, then evaluations",
     "tools.md": "1 min 46 s for BFCL's judge",
-    "trace/README.md": "Math-v0: 77 runs of 109 s on average, Relay: 347 of 4 s",
+    "trace/README.md": "Math-v0: 115 runs of 98 s on average, Relay: 500 of 4 s",
 }
 
 HEAD = """# Reproduce the benchmarks

@@ -27,6 +27,7 @@ FRAME = "() => new Promise((done) => requestAnimationFrame(() => requestAnimatio
 NAMELESS = """[...document.querySelectorAll("select, input, button")]
   .filter((e) => !e.labels?.length && !e.ariaLabel && !e.textContent).length"""
 PICTURES = Path(__file__).parents[2] / "docs/images"
+REPORT = Path(__file__).parents[2] / "benchmarks/results/cpu/index.html"
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +336,7 @@ def test_it_can_be_read_aloud(page: "Page", address: str) -> None:
     reason="set TRACE_GYM_PICTURES=RUN:RUN to make the pictures in docs/",
 )
 def test_pictures_for_the_documentation(browser: "Browser") -> None:
-    """Of the first run's most surprising prompt, and of it beside the second run's."""
+    """Of the first run's most surprising prompt, of it beside the second run's, and of the recorded suite's report."""
     folders = [Path(text) for text in os.environ["TRACE_GYM_PICTURES"].split(":")]
     with _serving(folders) as address:
         page = browser.new_page(viewport={"width": 1360, "height": 800})
@@ -348,4 +349,8 @@ def test_pictures_for_the_documentation(browser: "Browser") -> None:
         page.wait_for_selector("#pane-b[data-drawn-ms]")
         press(page, "0")
         keep_picture(page.screenshot(), PICTURES / "viewer-beside.png")
+        page.close()
+        page = browser.new_page(viewport={"width": 1100, "height": 900})
+        page.goto(REPORT.as_uri())
+        keep_picture(page.screenshot(), PICTURES / "report.png")
         page.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,6 @@ def view_command(
     with listen(port) as where:
         names = ", ".join(str(run) for run in runs)
         typer.echo(printable(f"{names} at http://127.0.0.1:{where.getsockname()[1]}/ ; Ctrl-C ends it"))
-        try:
+        with contextlib.suppress(KeyboardInterrupt):  # the server raises it again once it has ended
             make_server(made).run(sockets=[where])
-        except KeyboardInterrupt:  # the server raises it again once it has ended
-            typer.echo("stopped")
+        typer.echo("stopped")

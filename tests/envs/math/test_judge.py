@@ -269,7 +269,7 @@ def test_hostile_answers_are_wrong_and_cost_nothing_else(gold: str, judge: Judge
     marker = tmp_path / "executed"
     for answer in hostile(marker):
         verdict, seconds = timed(judge, gold, answer)
-        assert seconds < 1.5, answer[:60]
+        assert seconds < 5, answer[:60]  # a second and a new worker; unstopped, some take minutes
         assert not verdict.correct, answer[:60]
         verdict.reason.encode()
         assert judge.verify(*RIGHT) == Verdict(True, "math-verify"), f"after {answer[:60]!r}"
