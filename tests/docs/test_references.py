@@ -123,7 +123,7 @@ def test_every_command_is_told_with_its_help() -> None:
 
 def test_every_recorded_page_is_listed_with_its_command_and_cost() -> None:
     found = {link: command for _, link, _, command in benchmarks.rows()}
-    assert {"core.md", "trace/README.md", "supervised/summary.md"} <= set(found) and set(
+    assert {"speed/loop.md", "trace/README.md", "supervised/summary.md"} <= set(found) and set(
         benchmarks.COSTS
     ) <= set(found)
     text = benchmarks.page()
