@@ -63,9 +63,7 @@ def run(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     Diary.asked.clear()
     Seen.shown.clear()
     own = f"algorithm={{name: '{__name__}:Diary'}}"
-    return train(
-        alternating(policy, tmp_path_factory.mktemp("ahead"), *AHEAD, "optim.lr=1e-3", own), Seen()
-    )
+    return train(alternating(policy, tmp_path_factory.mktemp("ahead"), *AHEAD, "optim.lr=1e-3", own), Seen())
 
 
 def test_turns_are_one_version_old_at_most_and_none_at_a_checkpoint(run: RunFolder) -> None:

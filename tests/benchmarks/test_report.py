@@ -185,7 +185,9 @@ def test_a_difference_tells_when_the_baseline_lacks_seeds(tmp_path: Path) -> Non
 def test_algorithms_left_out_of_the_whole_are_named(tmp_path: Path) -> None:
     assert "Left out" not in page_of(tmp_path, everything())
     more = [record("one", "trace", s) | {"algorithm": "pcl", "key": f"p{s}"} for s in range(3)]
-    text = page_of(tmp_path, everything() + more, algorithms={n: {"name": n} for n in ("grpo", "trace", "pcl")})
+    text = page_of(
+        tmp_path, everything() + more, algorithms={n: {"name": n} for n in ("grpo", "trace", "pcl")}
+    )
     assert "no finished run in some of them: pcl." in text and "## All environments together" in text
 
 
