@@ -239,7 +239,7 @@ def test_layers_that_drop_out_in_their_own_name_do_not(layout: Layout) -> None:
     """OPT's layers look at their own mode, which checkpointing needs to be that of training."""
     from transformers import OPTConfig, OPTForCausalLM
 
-    sizes = {"vocab_size": 30, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24}
+    sizes: dict[str, Any] = {"vocab_size": 30, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24}
     config = OPTConfig(**sizes, num_hidden_layers=2, num_attention_heads=2, dropout=0.5)
     model, tokens = OPTForCausalLM(config).eval(), torch.arange(5, 20)[None]
     found = []

@@ -217,7 +217,7 @@ class Policy:
 def _checkpointed_layers(model: Any) -> list[Any]:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers or not getattr(model, "supports_gradient_checkpointing", False):
         raise ConfigError(
             f"{type(model).__name__} has no gradient checkpointing: set policy.gradient_checkpointing=false"
@@ -230,8 +230,15 @@ def _checkpointed_layers(model: Any) -> list[Any]:
 
 def _recomputed(layer: Any, run: Callable[..., Any], *inputs: Any) -> Any:
     """`run(*inputs)` of a layer that has asked to be checkpointed, as itself at rest: some drop out in their own name."""
-    layer.training = False
-    return checkpoint(run, *inputs, use_reentrant=False, context_fn=attending_again)
+
+    def at_rest(*inputs: Any) -> Any:
+        before, layer.training = layer.training, False
+        try:
+            return run(*inputs)
+        finally:
+            layer.training = before
+
+    return checkpoint(at_rest, *inputs, use_reentrant=False, context_fn=attending_again)
 
 
 def _head_is_last(model: Any, device: torch.device) -> bool:
