@@ -146,21 +146,22 @@ def _row(found: Comparison, world: str, name: str) -> list[str]:
         str(len(runs)),
         f"{np.mean(starts):.3f}" if starts else NOTHING,
         f"{np.mean([run.final for run in runs]):.3f}",
-        "" if name == base else _difference(differences["final"]),
+        "" if name == base else _difference(differences["final"], len(runs)),
         f"{np.mean([run.area for run in runs]):.3f}",
-        "" if name == base else _difference(differences["area"]),
+        "" if name == base else _difference(differences["area"], len(runs)),
         f"{np.mean([run.mean('effective_ratio', 'prompts') for run in runs]):.2f}",
         _range([run.spent for run in runs]),
         ", ".join(f"{rate:g}" for rate in rates) or "default",
     ]
 
 
-def _difference(found: Estimate) -> str:
+def _difference(found: Estimate, seeds: int) -> str:
+    """Says so where it rests on fewer than the row's `seeds`."""
     if found.n == 0:
         return NOTHING
-    if found.n < 2:
-        return f"{found.value:+.3f}"
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    interval = "" if found.n < 2 else f" [{found.low:+.3f}, {found.high:+.3f}]"
+    fewer = "" if found.n == seeds else f" ({found.n} of {seeds} seeds)"
+    return f"{found.value:+.3f}{interval}{fewer}"
 
 
 def _range(values: Sequence[float]) -> str:
@@ -177,12 +178,15 @@ def _across(found: Comparison) -> Iterator[Block]:
     base = found.suite.baseline
     if len(seeds) < 2 or base not in names or len(names) < 2:
         return
+    every = {name for world in worlds for name in found.algorithms(world)}
+    rest = ", ".join(name for name in found.suite.algorithms if name in every - set(names))
+    left_out = f" Left out, for they have no finished run in some of them: {rest}." if rest else ""
     yield Heading("All environments together")
     yield Text(
         f"Final success over {', '.join(worlds)}, each with seeds {', '.join(map(str, seeds))}: the mean of the middle half of "
         "all runs (interquartile mean), the difference within environment and seed, and the chance that a run beats one of the "
         "baseline's. Seeds are drawn anew within each environment for the intervals (Agarwal et al. 2021, arXiv 2108.13264). "
-        "Success is not normalised, so environments where it moves more count for more."
+        f"Success is not normalised, so environments where it moves more count for more.{left_out}"
     )
     baseline = found.matrix(base, worlds, seeds)
     rows = []
@@ -195,7 +199,7 @@ def _across(found: Comparison) -> Iterator[Block]:
             [
                 name,
                 f"{middle.value:.3f} [{middle.low:.3f}, {middle.high:.3f}]",
-                "" if name == base else _difference(pooled),
+                "" if name == base else _difference(pooled, len(seeds)),
                 better,
             ]
         )

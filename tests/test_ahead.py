@@ -44,14 +44,26 @@ class Diary(AlternateSigns):
         return super().credit(ctx)
 
 
+class Seen(Silent):
+    """Which step's trees it was shown last before each step's row."""
+
+    shown: ClassVar[list[int]] = []
+    now = -1
+
+    def progress(self, ctx: StepContext, ledger: Ledger) -> None:
+        self.now = ctx.step
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        self.shown.append(self.now)
+
+
 @pytest.fixture(scope="module")
 def run(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """Five steps, of which the second, third and fifth are grown ahead: a checkpoint comes before the fourth."""
     Diary.asked.clear()
+    Seen.shown.clear()
     own = f"algorithm={{name: '{__name__}:Diary'}}"
-    return train(
-        alternating(policy, tmp_path_factory.mktemp("ahead"), *AHEAD, "optim.lr=1e-3", own), Silent()
-    )
+    return train(alternating(policy, tmp_path_factory.mktemp("ahead"), *AHEAD, "optim.lr=1e-3", own), Seen())
 
 
 def test_turns_are_one_version_old_at_most_and_none_at_a_checkpoint(run: RunFolder) -> None:
@@ -80,6 +92,10 @@ def test_the_engine_shares_no_weight_with_what_learns(policy: Path, tmp_path: Pa
 def test_an_algorithm_has_learned_from_all_earlier_steps_when_it_plans(run: RunFolder) -> None:
     order = [(what, step) for step in range(5) for what in ("plan", "observe", "credit")]
     assert Diary.asked == order
+
+
+def test_whoever_watches_is_shown_the_trees_of_every_step(run: RunFolder) -> None:
+    assert Seen.shown == [0, 1, 2, 3, 4]
 
 
 def test_the_ledger_adds_up(run: RunFolder) -> None:

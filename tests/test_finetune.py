@@ -22,7 +22,7 @@ from trace_gym.evaluate import evaluate_policy
 from trace_gym.finetune import Learner, load_frozen, load_learner
 from trace_gym.observer import Silent
 from trace_gym.pack import Row
-from trace_gym.policy import Policy
+from trace_gym.policy import Layout, Policy
 from trace_gym.tiny import load_policy_folder, make_model, make_tokenizer, save
 from trace_gym.train import train
 from trace_gym.update import Updater
@@ -232,6 +232,24 @@ def test_checkpointing_leaves_dropout_off_and_the_engine_alone(base: Path) -> No
         policy.logprobs(tokens, wanted_of(tokens)), read_with(learner_of(base), tokens), atol=1e-6, rtol=0
     )
     assert sample_greedily(learner.model) == sample_greedily(learner_of(base).model)
+
+
+@pytest.mark.parametrize("layout", ["packed", "flat"])
+def test_layers_that_drop_out_in_their_own_name_do_not(layout: Layout) -> None:
+    """OPT's layers look at their own mode, which checkpointing needs to be that of training."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    sizes: dict[str, Any] = {"vocab_size": 30, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24}
+    config = OPTConfig(**sizes, num_hidden_layers=2, num_attention_heads=2, dropout=0.5)
+    model, tokens = OPTForCausalLM(config).eval(), torch.arange(5, 20)[None]
+    found = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        policy = Policy(model, checkpointing=checkpointing, layout=layout)
+        logprobs = policy.logprobs(tokens, wanted_of(tokens))
+        logprobs.sum().backward()
+        found.append((logprobs.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-5)
 
 
 def read_with(learner: Learner, tokens: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ reference, and what a model gets that cannot be packed; whether it can is found 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -201,7 +201,8 @@ class Policy:
 
     @contextmanager
     def _checkpointing(self) -> Iterator[None]:
-        """Layers checkpoint in training mode only. They are put in it without what they hold, where dropout would begin."""
+        """Layers checkpoint in training mode only. They are put in it without what they hold, and `_recomputed` puts them back
+        before they run: dropout would begin."""
         layers = self._checkpointed if torch.is_grad_enabled() else []
         before = [layer.training for layer in layers]
         try:
@@ -214,17 +215,30 @@ class Policy:
 
 
 def _checkpointed_layers(model: Any) -> list[Any]:
-    layers = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers or not getattr(model, "supports_gradient_checkpointing", False):
         raise ConfigError(
             f"{type(model).__name__} has no gradient checkpointing: set policy.gradient_checkpointing=false"
         )
     for layer in layers:
         layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = partial(
-            checkpoint, use_reentrant=False, context_fn=attending_again
-        )
+        layer._gradient_checkpointing_func = partial(_recomputed, layer)
     return layers
+
+
+def _recomputed(layer: Any, run: Callable[..., Any], *inputs: Any) -> Any:
+    """`run(*inputs)` of a layer that has asked to be checkpointed, as itself at rest: some drop out in their own name."""
+
+    def at_rest(*inputs: Any) -> Any:
+        before, layer.training = layer.training, False
+        try:
+            return run(*inputs)
+        finally:
+            layer.training = before
+
+    return checkpoint(at_rest, *inputs, use_reentrant=False, context_fn=attending_again)
 
 
 def _head_is_last(model: Any, device: torch.device) -> bool:

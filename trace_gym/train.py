@@ -112,7 +112,11 @@ def _run(s: _Session, run: RunFolder, *, first: int, stop: Callable[[], bool]) -
             boards.close()
             return
         start = time.perf_counter()
-        ctx = s.ahead.take(s.ledger) or _grow(s, step, left, s.ledger, partial(_watched, s))
+        ctx = s.ahead.take(s.ledger)
+        if ctx is None:
+            ctx = _grow(s, step, left, s.ledger, partial(_watched, s))
+        else:
+            _watched(s, ctx)  # whose growing nobody saw
         if not any(len(tree) > 1 for tree in ctx.trees.values()):
             break  # what is left of the budget covers no rollout
         _expect_progress(ctx)

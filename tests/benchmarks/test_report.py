@@ -171,6 +171,32 @@ def test_only_seeds_that_all_have_are_put_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_a_difference_tells_when_the_baseline_lacks_seeds(tmp_path: Path) -> None:
+    """A failed run of the baseline takes its pair with it, though the row's own seeds are all there."""
+    lost = [r for r in everything() if (r["algorithm"], r["environment"], r["seed"]) != ("grpo", "one", 1)]
+    comparison(tmp_path, lost)
+    row = table(page(tmp_path), "## one: at 100")["trace"]
+    assert row["seeds"] == "3" and row["final less grpo's"] == "+0.050 [+0.000, +0.100] (2 of 3 seeds)"
+    assert row["area less grpo's"].endswith("(2 of 3 seeds)")
+    assert "of 3 seeds" not in table(page(tmp_path), "## two: at 100")["trace"]["final less grpo's"]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_algorithms_left_out_of_the_whole_are_named(tmp_path: Path) -> None:
+    assert "Left out" not in page_of(tmp_path, everything())
+    more = [record("one", "trace", s) | {"algorithm": "pcl", "key": f"p{s}"} for s in range(3)]
+    text = page_of(
+        tmp_path, everything() + more, algorithms={n: {"name": n} for n in ("grpo", "trace", "pcl")}
+    )
+    assert "no finished run in some of them: pcl." in text and "## All environments together" in text
+
+
+def page_of(tmp_path: Path, records: Sequence[dict[str, Any]], **changes: Any) -> str:
+    comparison(tmp_path, records, **changes)
+    return page(tmp_path)
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_where_tokens_and_seconds_went_and_how_good_predictions_were(tmp_path: Path) -> None:
     comparison(tmp_path)
     text = page(tmp_path)
