@@ -161,7 +161,7 @@ def _trees(rows: Iterable[dict[str, Any]], name: str) -> list[Tree]:
         if index == 0 and place == len(trees):
             trees.append(Tree(row["task_id"]))
         try:
-            _append(trees[-1] if place == len(trees) - 1 else None, row)
+            _append(trees[-1] if trees and place == len(trees) - 1 else None, row)
         except (ValueError, SnapshotError) as error:
             raise RunError(f"{name} is corrupt at node {index} of tree {place}: {error}") from error
     return trees
