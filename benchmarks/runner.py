@@ -1,6 +1,6 @@
 """Runs a suite: what is not finished yet, on all cores, in an order that leaves whole seeds behind when it is interrupted.
 
-    out/suite.yaml   out/policies/…   out/tuning/…   out/cells/ENVIRONMENT/ALGORITHM/seed-S-DIGEST/   out/results.parquet
+    out/suite.json   out/policies/…   out/tuning/…   out/cells/ENVIRONMENT/ALGORITHM/seed-S-DIGEST/   out/results.parquet
 
 Invariants: a finished cell is never run again and one that is not starts anew (or from its newest checkpoint); a cell that
 fails is recorded with its reason and stops nobody but those that need what it makes; one runner at a time writes to a folder.
