@@ -33,7 +33,6 @@ SETTINGS = (
     "env.options.difficulty=1",
     "policy.dtype=bfloat16",
     "policy.lora.rank=16",
-    "policy.share_prefix=true",
     "engine.max_context=1024",
     "engine.cache_gib=1",
     "algorithm.group=8",

@@ -9,6 +9,7 @@ import yaml
 from trace_gym.benchmarks.expansion import Cell, expand
 from trace_gym.benchmarks.suite import Suite, load_suite, shipped
 from trace_gym.config import TrainConfig
+from trace_gym.config import load_config
 from trace_gym.errors import ConfigError
 
 
@@ -208,7 +209,7 @@ def test_a_line_is_named_and_so_is_a_suite_that_was_meant(tmp_path: Path) -> Non
 
 
 def test_every_shipped_suite_can_be_expanded() -> None:
-    assert set(shipped()) == {"ablation", "cpu", "paper", "smoke", "smollm2", "speed"}
+    assert set(shipped()) == {"ablation", "cpu", "demo", "paper", "smoke", "smollm2", "speed"}
     for name in shipped():
         loaded = load_suite(name)
         assert loaded.name == name and (loaded.command or len(expand(loaded)) > 1)
@@ -229,3 +230,9 @@ def test_the_cpu_suite_has_all_algorithms_in_all_worlds() -> None:
         )
     hours = sum(c.seconds for c in cells) / 3600
     assert hours < 2 * 2, "two hours on two cores"
+
+
+def test_the_timed_steps_settings_are_settings() -> None:
+    from trace_gym.benchmarks.speed_step import SETTINGS
+
+    assert load_config(None, SETTINGS).engine.max_context == 1024
