@@ -8,8 +8,7 @@ import yaml
 
 from trace_gym.benchmarks.expansion import Cell, expand
 from trace_gym.benchmarks.suite import Suite, load_suite, shipped
-from trace_gym.config import TrainConfig
-from trace_gym.config import load_config
+from trace_gym.config import TrainConfig, load_config
 from trace_gym.errors import ConfigError
 
 
