@@ -1,6 +1,6 @@
 """Runs a suite: what is not finished yet, on all cores, in an order that leaves whole seeds behind when it is interrupted.
 
-    out/suite.yaml   out/policies/…   out/tuning/…   out/cells/ENVIRONMENT/ALGORITHM/seed-S-DIGEST/   out/results.parquet
+    out/suite.json   out/policies/…   out/tuning/…   out/cells/ENVIRONMENT/ALGORITHM/seed-S-DIGEST/   out/results.parquet
 
 Invariants: a finished cell is never run again and one that is not starts anew (or from its newest checkpoint); a cell that
 fails is recorded with its reason and stops nobody but those that need what it makes; one runner at a time writes to a folder.
@@ -223,12 +223,16 @@ def _forget_failed(state: _State) -> None:
 
 def _keep_suite(suite: Suite, out: Path) -> None:
     """Say in the folder what runs there. Raises `ConfigError` for a folder of another suite."""
-    path = out / "suite.json"
+    path, fresh = out / "suite.json", out / ".suite.json"
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8")).get("name")
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8"))).get("name")
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{path} cannot be read ({error}); delete it to go on") from error
         if before != suite.name:
             raise ConfigError(f"{out} holds the suite {before!r}; name another folder with --out")
-    path.write_text(json.dumps(suite.model_dump(mode="json"), indent=1), encoding="utf-8")
+    fresh.write_text(json.dumps(suite.model_dump(mode="json"), indent=1), encoding="utf-8")
+    fresh.rename(path)
 
 
 @contextlib.contextmanager

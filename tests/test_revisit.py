@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,7 +15,8 @@ from typer.testing import CliRunner, Result
 from tests.support.viewed import keep, run_folder, small_tree
 from trace_gym.actor import Actor, build_actor
 from trace_gym.cli import app
-from trace_gym.config import load_config
+from trace_gym.cli.trust import refuse_untrusted
+from trace_gym.config import dump_config, load_config
 from trace_gym.errors import ConfigError, TraceGymError
 from trace_gym.evaluate import wilson
 from trace_gym.observer import Silent
@@ -259,6 +262,46 @@ def test_hostile_text_cannot_steer_the_terminal(
     )
     shown = fork(tmp_path, STEP, number, node, "--show").stdout
     assert "\x1b" not in shown and not any(line.startswith("note   | owned") for line in shown.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"env.id": "{folder}.boot:trace_gym/Relay-v0"}, "import the module"),
+        (
+            {"env.options": "{{kinds: 6, slip: 0.2, slack: 4, source: 'openapi:x.yaml'}}"},
+            "env.options.source",
+        ),
+        ({"engine": "{{kind: openai, url: 'http://x.test/v1', key_env: HOME}}"}, "send it the variable HOME"),
+    ],
+)
+def test_a_run_of_somebody_elses_runs_no_code_and_asks_nobody(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], said: str
+) -> None:
+    folder = tmp_path / "from_elsewhere"
+    shutil.copytree(run.path, folder)
+    changes = [f"{key}={value.format(folder=folder.name)}" for key, value in settings.items()]
+    (folder / "config.yaml").write_text(dump_config(load_config(run.path / "config.yaml", changes)))
+    (folder / "boot.py").write_text("import pathlib\npathlib.Path('owned').touch()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    address = f"{folder.name}:{STEP}:0:0"
+    for words in (["fork", folder.name, STEP, 0, 0], ["eval", "--from", address], ["eval", folder.name]):
+        text = refused(CliRunner().invoke(app, list(map(str, words))))
+        assert said in text and "--trust" in text and not (tmp_path / "owned").exists()
+    if "env.id" in settings:  # it is what it names, once its owner says so
+        trusted = CliRunner().invoke(app, ["fork", folder.name, str(STEP), "0", "0", "--trust"], input="")
+        assert trusted.exit_code == 0 and (tmp_path / "owned").exists()
+    for name in (f"{folder.name}.boot", folder.name):
+        sys.modules.pop(name, None)
+
+
+def test_what_the_caller_names_himself_needs_no_trust(run: RunFolder) -> None:
+    own = run.config()
+    used = load_config(run.path / "config.yaml", ["engine={kind: openai, url: 'http://x.test/v1'}"])
+    refuse_untrusted(own, used, trust=False)
+    with pytest.raises(ConfigError, match="--trust"):
+        refuse_untrusted(used, used, trust=False)
 
 
 @pytest.mark.parametrize(

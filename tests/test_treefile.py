@@ -170,6 +170,7 @@ def changed(row: int, **values: Any) -> pa.Table:
         (changed(0, tree=7), "out of order"),
         (changed(0, tree=-1), "out of order"),
         (changed(1, tree=-1), "out of order"),
+        (changed(0, tree=-1), "out of order"),
         (changed(1, task_id="other"), "out of order"),
         (changed(1, n_action=1), "1 sampled tokens, 2 log-probs"),
         (changed(1, n_action=-1), "-1 sampled tokens"),

@@ -217,7 +217,9 @@ def _parquet(table: pa.Table) -> bytes:
 def _read_parquet(path: Path) -> pa.Table:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read()
+            table = file.read()
+        table.validate(full=True)  # text is UTF-8: Parquet's reader takes any bytes for it
+        return table
     except (OSError, ValueError, pa.ArrowException) as error:
         brief = " ".join(str(error).split())[:200]
         raise RunError(

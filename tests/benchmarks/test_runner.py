@@ -214,3 +214,26 @@ def test_a_killed_runner_leaves_nobody_behind_and_is_gone_on_with(tmp_path: Path
         shares = [sum(v for k, v in row.items() if k.startswith("tokens_")) for row in r["spending"]]
         assert sum(shares) == r["metrics"][-1]["policy_tokens"], "every sampled token has a place"
     assert json.loads((out / "suite.json").read_text())["name"] == "small"
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_disk_that_fills_up_leaves_the_suites_file_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path)
+    before = (tmp_path / "suite.json").read_text()
+
+    def full(path: Path, data: str, **options: Any) -> int:
+        with open(path, "w") as file:
+            file.write(data[:10])
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            run(tmp_path)
+    assert (tmp_path / "suite.json").read_text() == before
+    assert run(tmp_path).left == 0
+    (tmp_path / "suite.json").write_text(before[:10])  # whoever did this
+    with pytest.raises(ConfigError, match=r"suite\.json cannot be read"):
+        run(tmp_path)

@@ -8,7 +8,7 @@ import yaml
 
 from trace_gym.benchmarks.expansion import Cell, expand
 from trace_gym.benchmarks.suite import Suite, load_suite, shipped
-from trace_gym.config import TrainConfig
+from trace_gym.config import TrainConfig, load_config
 from trace_gym.errors import ConfigError
 
 
@@ -229,3 +229,9 @@ def test_the_cpu_suite_has_all_algorithms_in_all_worlds() -> None:
         )
     hours = sum(c.seconds for c in cells) / 3600
     assert hours < 2 * 2, "two hours on two cores"
+
+
+def test_the_timed_steps_settings_are_settings() -> None:
+    from trace_gym.benchmarks.speed_step import SETTINGS
+
+    assert load_config(None, SETTINGS).engine.max_context == 1024

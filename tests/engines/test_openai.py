@@ -158,12 +158,25 @@ def test_an_answer_that_breaks_off_keeps_its_tokens_and_is_not_asked_for_again()
         (events(tokens(1, reason="abort")), "ended the request: abort"),
         (Told(body='data: {"error": {"message": "gone"}}\n\n'), "the server said"),
         (Told(body="data: [1]\n\n"), "the server said"),
+        (events(tokens(2**40, reason="length")), "token ids that no tokenizer has"),
+        (events(tokens(-1, reason="length")), "token ids that no tokenizer has"),
+        (events(tokens(8, reason="length", logprob=0.5)), "above 0"),
+        (events(*[tokens(8)] * 5), "more than the 4 tokens"),
+        (events(tokens(8, reason="stop")), "does not end turns"),
+        (events(tokens(), tokens(reason="stop")), "does not end turns"),
     ],
 )
 def test_wrong_answers_are_errors_on_one_line(answer: Told, said: str) -> None:
     with served(lambda asked: answer) as service:
         (done,) = complete(engine_of(service), ask())
     assert done.finish == "error" and said in done.error and "\n" not in done.error
+
+
+@pytest.mark.parametrize(("told", "cached"), [(1000, 3), (-1000, 0)])
+def test_no_more_is_cached_than_the_prefix_and_nothing_is_taken_back(told: int, cached: int) -> None:
+    with served(lambda asked: events(tokens(8, reason="length"), cached=told)) as service:
+        (done,) = complete(engine_of(service), ask())
+    assert (done.cached_tokens, done.processed_tokens) == (cached, 3 - cached)
 
 
 def test_an_abort_is_answered_at_once_and_ends_the_stream() -> None:
@@ -222,11 +235,22 @@ def test_log_probs_that_ignore_the_temperature_allow_temperature_one_only() -> N
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000/v1", "ftp://host/v1", "http://me:pw@host/v1", "http:///v1", ""]
+    "url",
+    [
+        "localhost:8000/v1",
+        "ftp://host/v1",
+        "http://me:secret@host/v1",
+        "http://:secret@host/v1",
+        "http://host/v1#x",
+        "http://[::1/v1",
+        "http:///v1",
+        "",
+    ],
 )
 def test_an_address_is_checked(url: str) -> None:
-    with pytest.raises(EngineError, match=r"engine\.url is an address"):
+    with pytest.raises(EngineError, match=r"engine\.url is an address") as caught:
         OpenAIEngine(url)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_server_that_is_not_there_is_one_line() -> None:
@@ -259,6 +283,13 @@ def test_a_key_comes_out_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert key_from("") == "" and key_from("A_KEY") == "secret"
     with pytest.raises(EngineError, match="NO_KEY"):
         key_from("NO_KEY")
+    monkeypatch.setenv("A_KEY", "secret\r\n")  # as files end
+    assert key_from("A_KEY") == "secret"
+    for wrong in ("sec\nret", "s\u00e9cret"):
+        monkeypatch.setenv("A_KEY", wrong)
+        with pytest.raises(EngineError, match="A_KEY") as caught:
+            key_from("A_KEY")
+        assert wrong not in str(caught.value)
 
 
 # ---- weights --------------------------------------------------------------------------------------------------------

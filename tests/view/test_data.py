@@ -5,12 +5,14 @@ import math
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.support.trees import prompt_tree
 from tests.support.viewed import HOSTILE, keep, run_folder, small_tree, with_text
 from trace_gym.errors import ConfigError, RunError
+from trace_gym.runs import RunFolder
 from trace_gym.tree import Tree
 from trace_gym.view.actions import brief, split_action
 from trace_gym.view.data import RunReader
@@ -204,3 +206,39 @@ def test_an_empty_step_is_no_error(tmp_path: Path) -> None:
     reader = RunReader(run.path)
     assert reader.trees(0) == []
     assert reader.trees(1)[0].summary(0)["realised"] is None
+
+
+def rewritten(run: RunFolder, step: int, **columns: pa.Array) -> RunReader:
+    """A reader of the run after a step's columns were replaced, as by somebody who writes such files himself."""
+    table = pq.read_table(run.trees_path(step))
+    for name, values in columns.items():
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, table.schema.field(at), values)
+    pq.write_table(table, run.trees_path(step))
+    return RunReader(run.path)
+
+
+@pytest.mark.parametrize("name", ["predicted", "advantage", "weight", "reward", "rollout_units"])
+@pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
+def test_whatever_numbers_a_file_holds_json_can_say_what_comes_out(
+    tmp_path: Path, name: str, value: float
+) -> None:
+    run = run_folder(tmp_path)
+    keep(run, 0, small_tree(), predicted=[0.5] * 6)
+    recorded = rewritten(run, 0, **{name: pa.array([value] * 6, pa.float64())}).tree(0, 0)
+    told = [recorded.summary(0), recorded.drawing(), *(recorded.node(i) for i in range(6))]
+    json.dumps(told, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["task_id", "action", "why"])
+def test_text_that_is_no_utf_8_is_a_corrupt_file(tmp_path: Path, name: str) -> None:
+    run = run_folder(tmp_path)
+    keep(run, 0, small_tree())
+    ends = pa.array([2 * i for i in range(7)], pa.int32()).buffers()[1]
+    reader = rewritten(
+        run, 0, **{name: pa.Array.from_buffers(pa.string(), 6, [None, ends, pa.py_buffer(b"\xff\xfe" * 6)])}
+    )
+    for read in (lambda: reader.trees(0), lambda: run.load_trees(0)):
+        with pytest.raises(RunError, match="corrupt"):
+            read()
+    assert len(reader.places_of("word/1")) == (name != "task_id")  # which looks at that column alone

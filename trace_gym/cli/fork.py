@@ -11,6 +11,7 @@ import typer
 
 from trace_gym.cli.app import INTERRUPTED, DebugOption, app
 from trace_gym.cli.play import play_until_quit, reader, show
+from trace_gym.cli.trust import TrustOption, refuse_untrusted
 from trace_gym.config import TrainConfig
 from trace_gym.observer import printable
 from trace_gym.play import Game, Said
@@ -35,6 +36,7 @@ def fork_command(
     ] = None,
     show_: Annotated[bool, typer.Option("--show", help="Print what led to the node, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the same as JSON, and stop.")] = False,
+    trust: TrustOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Go back into a node of a recorded tree and play on from there, as in `play`. `:back` leads up its path.
@@ -54,8 +56,9 @@ def fork_command(
         for said in _path(stored):
             show(said)
         return
-    env = stored.run.config().env
-    game = Game(make_env(env.id, env.options), seed=seed)
+    config = stored.run.config()
+    refuse_untrusted(config, config, trust=trust)
+    game = Game(make_env(config.env.id, config.env.options), seed=seed)
     path = [stored.tree[index] for index in stored.tree.path(node)]
     try:
         for said in game.reopen([(step.snapshot, step.reward) for step in path]):
@@ -70,7 +73,13 @@ def fork_command(
 
 
 def evaluate_from(
-    address: str, *, policy: str | None, settings: Sequence[str], continuations: int, seed: int | None
+    address: str,
+    *,
+    policy: str | None,
+    settings: Sequence[str],
+    continuations: int,
+    seed: int | None,
+    trust: bool,
 ) -> None:
     """`eval --from`: print how often the policy succeeds from the node, beside what was predicted there."""
     from trace_gym.actor import build_actor
@@ -79,6 +88,7 @@ def evaluate_from(
 
     stored = find_node(*split_address(address))
     config = _config_of(stored, policy, settings, seed)
+    refuse_untrusted(stored.run.config(), config, trust=trust)
     actor = build_actor(config)
     try:
         rate = success_from(stored, actor, continuations=continuations, seed=config.seed)

@@ -13,6 +13,7 @@ import typer
 
 from trace_gym.cli.app import DebugOption, SetOption, app
 from trace_gym.cli.fork import CONTINUATIONS, evaluate_from
+from trace_gym.cli.trust import TrustOption, refuse_untrusted
 from trace_gym.config import EnvConfig, EvalConfig, TrainConfig, dump_config, load_config
 from trace_gym.errors import ConfigError
 from trace_gym.observer import printable
@@ -160,6 +161,7 @@ def evaluate_command(
     continuations: Annotated[
         int | None, typer.Option("-k", min=1, help=f"With --from: rollouts; default: {CONTINUATIONS}.")
     ] = None,
+    trust: TrustOption = False,
 ) -> None:
     """Measure how often a policy succeeds.
 
@@ -180,6 +182,7 @@ def evaluate_command(
             settings=setting_ or [],
             continuations=continuations or CONTINUATIONS,
             seed=seed,
+            trust=trust,
         )
         return
     if policy is None or continuations is not None:
@@ -200,6 +203,8 @@ def evaluate_command(
         *(setting_ or []),
     ]
     config = load_config(file, overrides)
+    if file is not None:
+        refuse_untrusted(load_config(file), config, trust=trust)
     with LiveDisplay() as display:
         result = evaluate_policy(config, greedy=greedy, observer=display)
     typer.echo(

@@ -2,9 +2,10 @@
 
 Each request is one streamed HTTP call in a thread of its own, `max_batch` at a time; the server batches. Invariants: every
 call goes to the host that was configured, straight there and with no redirect followed; a call is tried again only before
-its first token; a request ends within `deadline_s`, and closing its connection, which an abort does with the next token,
-ends it on the server. What a server cannot prove it has not got: one that returns no token ids is refused at once, and one
-whose log-probs are not those of the tempered distribution samples at temperatures 0 and 1 alone.
+its first token; a stream ends at `deadline_s`, one whose server has fallen silent within twice that, and closing its
+connection, which an abort does with the next token, ends it on the server. What a server cannot prove it has not got: one
+that returns no token ids is refused at once, and one whose log-probs are not those of the tempered distribution samples at
+temperatures 0 and 1 alone. Whatever it sends costs the one request that it answers.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ FIRST_WAIT_S = 0.5  # doubled after each try; a longer Retry-After is kept to
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 PIECE_BYTES = 1 << 16
 EVENT_BYTES = 1 << 20  # of one streamed event, or of an answer that is not streamed
+TOKEN_IDS = 2**31
+ABOVE_ZERO = 1e-3  # of a log-prob: what rounding may leave
 NOT_TEMPERED = (
     "the server's log-probs are not those of the tempered distribution: start vLLM's server with "
     "--logprobs-mode processed_logprobs, or sample at temperature 1"
@@ -192,16 +195,23 @@ class OpenAIEngine:
             for event in _events(answer, job):
                 usage = event.get("usage") or {}
                 details = usage.get("prompt_tokens_details") or {}
-                job.cached = int(details.get("cached_tokens") or 0) or job.cached
+                cached = int(details.get("cached_tokens") or 0) or job.cached
+                job.cached = min(max(cached, 0), len(job.request.tokens))
                 for choice in event.get("choices", ()):
                     self._take(job, choice)
         if job.finish == "error" and not job.given_up:
             raise _Again("the answer broke off")
+        if job.finish == "stop" and not (job.tokens and job.tokens[-1] in job.request.stop):
+            raise EngineError("the server ended the turn at a token that does not end turns")
 
     def _take(self, job: _Job, choice: Mapping[str, Any]) -> None:
         tokens, logprobs = _ids_and_logprobs(choice)
         if not np.isfinite(logprobs).all():
             raise EngineError("the server's log-probs are not finite: its weights may have diverged")
+        if max(logprobs, default=0.0) > ABOVE_ZERO:
+            raise EngineError("the server's log-probs are above 0, which no probability's can be")
+        if len(job.tokens) + len(tokens) > job.limit:
+            raise EngineError(f"the server sent more than the {job.limit} tokens that were asked for")
         job.tokens += tokens
         job.logprobs += logprobs
         reason = choice.get("finish_reason")
@@ -274,7 +284,7 @@ class OpenAIEngine:
         try:
             with self._send(method, url, body, deadline) as answer:
                 return json.loads(_text(answer, EVENT_BYTES) or "null")
-        except (_Again, ValueError) as error:
+        except (_Again, ValueError, RecursionError) as error:
             raise EngineError(f"{url} gave no usable answer: {error}") from error
 
     def _control(self, path: str, body: object) -> None:
@@ -322,9 +332,17 @@ class OpenAIEngine:
 
 
 def _checked(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-        raise EngineError(f"engine.url is an address such as http://localhost:8000/v1, not {url!r}")
+    """Raises `EngineError` for what is no plain address. One with a password would be kept in files and shown in errors."""
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and parts.hostname and not (parts.query or parts.fragment)
+    except ValueError:
+        right = False
+    if not right or "@" in url:
+        shown = url.rpartition("@")[2]
+        raise EngineError(
+            f"engine.url is an address such as http://localhost:8000/v1, without user or key, not {shown!r}"
+        )
     return url.rstrip("/")
 
 
@@ -347,6 +365,8 @@ def _ids_and_logprobs(choice: Mapping[str, Any]) -> tuple[list[int], list[float]
         raise _NoIds(
             "the server returns no token ids, without which nothing can be trained or continued: use vLLM's server"
         )
+    if not all(0 <= token < TOKEN_IDS for token in tokens):
+        raise EngineError("the server returns token ids that no tokenizer has")
     if len(logprobs) != len(tokens) or not all(isinstance(value, float | int) for value in logprobs):
         raise _NoIds("the server returns no log-probs for its tokens: use vLLM's server")
     return tokens, [float(value) for value in logprobs]
@@ -406,8 +426,11 @@ def _said(error: BaseException) -> str:
 
 
 def key_from(variable: str) -> str:
-    """The server's key out of the environment. Raises `EngineError` where the variable that is to hold it is empty."""
-    key = os.environ.get(variable, "") if variable else ""
+    """The server's key out of the environment. Raises `EngineError` where the variable that is to hold it is empty, or holds
+    what no header can: an HTTP library would show it in its complaint."""
+    key = os.environ.get(variable, "").strip() if variable else ""
     if variable and not key:
         raise EngineError(f"engine.key_env={variable}: there is no such environment variable")
+    if not (key.isascii() and key.isprintable()):
+        raise EngineError(f"engine.key_env={variable}: a key is printable ASCII on one line")
     return key

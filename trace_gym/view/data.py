@@ -57,7 +57,7 @@ class Recorded:
             "task": tree.task_id,
             "nodes": len(tree),
             "leaves": len(leaves),
-            "outcomes": [[outcome, counts[outcome]] for outcome in sorted(counts, reverse=True)],
+            "outcomes": [[_number(outcome), counts[outcome]] for outcome in sorted(counts, reverse=True)],
             "unscored": sum(tree[leaf].status in ("failed", "censored") for leaf in leaves),
             "unsolved": sum(tree[leaf].scored and not _solved(tree[leaf]) for leaf in leaves),
             "mixed": tree.mixed(),
@@ -110,7 +110,7 @@ class Recorded:
             "weight": _number(self.weight[index]),
             "why": self.why[index],
             "forkable": self.forkable[index] and node.status == "running",
-            "cost": {f.name: getattr(node.cost, f.name) for f in fields(Cost)},
+            "cost": {f.name: _number(getattr(node.cost, f.name)) for f in fields(Cost)},
             "reward": _number(node.reward),
             **{
                 name: getattr(node, name) for name in ("policy_version", "status", "origin", "draw", "reason")
@@ -263,7 +263,9 @@ def _table(path: Path, columns: Sequence[str]) -> pa.Table:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             present = set(file.schema_arrow.names)
-            return file.read(columns=[name for name in columns if name in present])
+            table = file.read(columns=[name for name in columns if name in present])
+        table.validate(full=True)  # text is UTF-8: Parquet's reader takes any bytes for it
+        return table
     except (OSError, ValueError, pa.ArrowException) as error:
         brief = " ".join(str(error).split())[:200]
         raise RunError(f"{path.name} is corrupt or no Parquet file ({brief})") from error
@@ -281,6 +283,7 @@ def _read(path: Path) -> list[Recorded]:
         for name in ("advantage", "weight", "predicted", "why")
     }
     made, first = [], 0
+    beside["predicted"] = list(map(_number, beside["predicted"]))
     for tree in trees:  # rows stand in the trees' order
         rows = slice(first, first + len(tree))
         own = {name: column[rows] for name, column in beside.items()}
@@ -306,7 +309,7 @@ def _surprise(predicted: float | None, realised: float, draws: int) -> float | N
     if predicted is None or draws == 0:
         return None
     p = min(1 - LEAST_CHANCE, max(LEAST_CHANCE, predicted))
-    return abs(predicted - realised) * math.sqrt(draws / (p * (1 - p)))
+    return _number(abs(predicted - realised) * math.sqrt(draws / (p * (1 - p))))
 
 
 def _excerpt(node: Node) -> str:
@@ -316,4 +319,4 @@ def _excerpt(node: Node) -> str:
 
 def _number(value: Any) -> float | None:
     """`value` where it is a finite number, else None."""
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
