@@ -149,7 +149,6 @@ def step_of(nodes: int, shape: str, folder: Path | None = None) -> dict[str, Any
         "nodes": count,
         "seconds": watch.seconds,
         "resident_bytes": resident,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "file_bytes": file_bytes,
         "row_tokens": row_tokens,
     }
@@ -250,8 +249,7 @@ def page(found: Mapping[str, Any]) -> str:
         for name, key in (("resident", "resident_bytes"), ("file (zstd Parquet)", "file_bytes")):
             cells = (case[key] / case["nodes"] for case in cases)
             lines.append(f"| *{name}, bytes per node* | {' | '.join(f'{cell:,.0f}' for cell in cells)} | |")
-        peaks = " | ".join(f"{case['peak_bytes'] / 2**20:,.0f} MiB" for case in cases)
-        lines += [f"| *peak of the process, everything above held* | {peaks} | |", ""]
+        lines.append("")
     lines += [
         "The exponent is the slope of log seconds over log nodes between the two largest sizes: 1 is linear, 2 quadratic.",
         f"A node holds {SAMPLED} sampled tokens and, unless it ends an episode, {SHOWN} of an observation and a snapshot.",
