@@ -16,7 +16,7 @@ import numpy as np
 
 from trace_gym.benchmarks.cells import FINISHED, Floats, Interval, Result, area, curve, paired, read_results
 
-__all__ = ["Row", "calibration_rows", "main", "rows", "table"]
+__all__ = ["Row", "calibration_rows", "main", "rows", "table", "write_tables"]
 
 BASELINE = "grpo"
 PER = 1000  # policy tokens
@@ -253,7 +253,7 @@ def read_folder(folder: Path) -> list[Result]:
 
 
 def main() -> None:
-    """Write data, pictures and `tables.md`."""
+    """Write data and pictures, and the tables into the page."""
     from trace_gym.benchmarks import trace_math, trace_relay
 
     parser = argparse.ArgumentParser(
@@ -318,12 +318,13 @@ def main() -> None:
                 + "\n".join(shares)
                 + "\n"
             )
-    page = asked.out / "README.md"
-    if page.exists():  # what stands above the tables is written by hand
-        above = page.read_text(encoding="utf-8").split(TABLES)[0]
-        page.write_text(above + TABLES + "\n".join(pieces), encoding="utf-8")
-    else:
-        page.write_text(TABLES.lstrip() + "\n".join(pieces), encoding="utf-8")
+    write_tables(asked.out / "README.md", "\n".join(pieces))
+
+
+def write_tables(page: Path, tables: str) -> None:
+    """Replace what stands under the page's heading `Tables`; what stands above it is written by hand and stays."""
+    above = page.read_text(encoding="utf-8").split(TABLES)[0] if page.exists() else ""
+    page.write_text((above + TABLES).lstrip() + tables, encoding="utf-8")
 
 
 def _told(share: Interval) -> str:

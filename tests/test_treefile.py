@@ -65,6 +65,14 @@ def test_every_field_of_a_real_tree_comes_back() -> None:
             assert (a.tokens.dtype, a.logprobs.dtype) == (b.tokens.dtype, b.logprobs.dtype)
 
 
+def test_trees_longer_than_a_batch_of_rows_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trace_gym.treefile.ROWS", 2)
+    trees = grown_trees()
+    assert max(len(tree) for tree in trees.values()) > 4
+    back = round_trip(trees)
+    assert all(same_tree(one, other) for one, other in zip(trees.values(), back, strict=True))
+
+
 def test_a_loaded_snapshot_can_be_continued() -> None:
     back = round_trip(grown_trees())[0]
     anchor = back.anchors()[0]

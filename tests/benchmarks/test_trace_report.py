@@ -1,10 +1,20 @@
 """The comparison's tables: what a cell's row says, and that arms of a seed share its start."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from trace_gym.benchmarks.cells import Result, area
-from trace_gym.benchmarks.trace_report import Row, closed_share, rows, starts_of, table, whole_curve
+from trace_gym.benchmarks.trace_report import (
+    Row,
+    closed_share,
+    rows,
+    starts_of,
+    table,
+    whole_curve,
+    write_tables,
+)
 
 
 def cell(arm: str, seed: int, points: list[tuple[float, float]], **step: float) -> Result:
@@ -58,3 +68,12 @@ def test_the_share_of_the_oracles_gain() -> None:
     assert np.isnan(
         closed_share(gains([0.6] * 3, [0.4, 0.6, 0.53]), "broad", "own", "best").mean
     )  # no gain to share
+
+
+def test_new_tables_leave_what_was_written_by_hand(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    write_tables(page, "first\n")
+    assert page.read_text() == "## Tables\n\nfirst\n"
+    page.write_text("# By hand\n\nWords.\n" + "\n" + page.read_text())
+    write_tables(page, "second\n")
+    assert page.read_text() == "# By hand\n\nWords.\n\n## Tables\n\nsecond\n"

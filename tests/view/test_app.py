@@ -185,13 +185,17 @@ def test_mistakes_of_whoever_starts_it_are_told(tmp_path: Path) -> None:
             listen(taken.getsockname()[1])
 
 
-def test_the_command_serves_until_ctrl_c_and_loads_no_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ignored", [False, True], ids=["in front", "in the background"])
+def test_the_command_serves_until_ctrl_c_and_loads_no_torch(tmp_path: Path, ignored: bool) -> None:
+    """A shell starts what it sends to the background with Ctrl-C ignored: no exception tells such a server to end."""
     run = run_folder(tmp_path)
     keep(run, 3, small_tree())
     program = (
         "import atexit, sys; from trace_gym.cli import main;"
         "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); main()"
     )
+    if ignored:
+        program = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN);" + program
     command = [sys.executable, "-c", program, "view", str(run.path), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
