@@ -84,8 +84,13 @@ def brief(record: dict[str, Any]) -> str:
     took = f"{record['seconds']:.0f} s"
     if record["kind"] == "warmup":
         return f"policy made in {took}"
-    success = curve(result_of(record))[1]
-    return f"{success[0]:.3f} -> {success[-1]:.3f} in {took}" if len(success) else f"done in {took}"
+    tokens, success = curve(result_of(record))
+    if not len(success):
+        return f"done in {took}"
+    start = (
+        f"{success[0]:.3f} -> " if tokens[0] == 0 else "-> "
+    )  # one algorithm measures the start for all of its seed
+    return f"{start}{success[-1]:.3f} in {took}"
 
 
 def clock(seconds: float) -> str:

@@ -122,11 +122,14 @@ def _world(found: Comparison, world: str) -> Iterator[Block]:
     headers = ["algorithm", "seeds", "start", "final", f"final less {base}'s", "area", f"area less {base}'s"]
     headers += ["effective ratio", spent, "learning rate"]
     names = found.algorithms(world)
-    yield Table(headers, [_row(found, world, name) for name in names])
-    looked = 2 * sum(name != suite.baseline for name in names)
+    lines = [_row(found, world, name) for name in names]
+    yield Table(headers, lines)
+    looked = sum("[" in cell for line in lines for cell in line)  # one seed has a difference and no interval
     missing = [name for name in suite.algorithms_of(suite.environments[world]) if name not in names]
     more = f" Without a finished run: {', '.join(missing)}." if missing else ""
-    yield Text(f"{looked} intervals are shown: one in twenty misses its mark by chance.{more}")
+    chance = f"{looked} intervals are shown: one in twenty misses its mark by chance." if looked else ""
+    if chance or more:
+        yield Text(f"{chance}{more}".strip())
 
 
 def _row(found: Comparison, world: str, name: str) -> list[str]:

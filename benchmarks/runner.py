@@ -238,7 +238,12 @@ def _keep_suite(suite: Suite, out: Path) -> None:
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[IO[str]]:
     """Only one runner at a time, and none while a worker of a runner that was killed still lives."""
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the folder {out}: {error.strerror}; name another with --out"
+        ) from error
     with open(out / ".lock", "a", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,7 +16,6 @@ fastest counts, on either side.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import tempfile
 import time
@@ -35,6 +34,7 @@ import trl
 
 from trace_gym.algorithm import RunContext, StepContext
 from trace_gym.algorithms.grpo import GRPO
+from trace_gym.benchmarks.speed import write_page
 from trace_gym.benchmarks.speed_update import AIM, LEAVES, flops, grow, load
 from trace_gym.benchmarks.trl_judge import TEMPERATURE, Theirs, Variant
 from trace_gym.models import is_cached
@@ -226,9 +226,7 @@ def main(words: Sequence[str] | None = None) -> None:
     found = measure(quick=given.quick)
     text = page(found)
     if given.out:
-        given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / "trl.md").write_text(text, encoding="utf-8")
-        (given.out / "trl.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_page(given.out, "trl", found, text)
     print(text)
 
 

@@ -13,7 +13,6 @@ takes every row in one pass, above what it held before.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ import torch
 
 from trace_gym.algorithm import Credit
 from trace_gym.algorithms.grpo import GRPO
+from trace_gym.benchmarks.speed import write_page
 from trace_gym.benchmarks.speed_engine import tiny_llama
 from trace_gym.models import is_cached, resolve
 from trace_gym.pack import Row, flatten, pack
@@ -310,9 +310,7 @@ def main(words: Sequence[str] | None = None) -> None:
     found = measure(quick=given.quick)
     text = page(found)
     if given.out:
-        given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / "update.md").write_text(text, encoding="utf-8")
-        (given.out / "update.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_page(given.out, "update", found, text)
     print(text)
 
 

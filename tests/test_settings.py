@@ -111,11 +111,14 @@ def test_deep_nesting_is_refused() -> None:
         value_of("[" * 5000 + "]" * 5000)
 
 
-def test_aliases_are_not_expanded_again_and_again(tmp_path: Path) -> None:
+def test_aliases_that_swell_are_refused_before_anybody_shows_them(tmp_path: Path) -> None:
     lines = ["a0: &a0 {k: 1}"] + [f"a{i}: &a{i} {{x: *a{i - 1}, y: *a{i - 1}}}" for i in range(1, 60)]
     path = tmp_path / "many.yaml"
     path.write_text("\n".join(lines))
-    assert len(Settings.read(path).values) == 60
+    with pytest.raises(ConfigError, match="aliases stand for more than 100,000 values"):
+        Settings.read(path)
+    path.write_text("a: &a {k: 1}\nb: *a\nc: [*a, *a]\n")
+    assert Settings.read(path).values == {"a": {"k": 1}, "b": {"k": 1}, "c": [{"k": 1}, {"k": 1}]}
 
 
 def test_a_file_gives_values_and_the_line_of_each(tmp_path: Path) -> None:

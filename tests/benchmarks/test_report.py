@@ -130,6 +130,14 @@ def test_success_is_read_off_the_curve_and_held_to_the_budget(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_intervals_are_counted_where_there_are_any(tmp_path: Path) -> None:
+    assert "2 intervals are shown" in page_of(tmp_path, everything())
+    single = [line for line in everything() if line["seed"] == 0]
+    text = page_of(tmp_path, single, seeds=[0])
+    assert "| trace | 1 |" in text and "intervals are shown" not in text
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_an_environments_table(tmp_path: Path) -> None:
     comparison(tmp_path)
     row = table(page(tmp_path), "## one: at 100 policy tokens")["trace"]

@@ -71,6 +71,12 @@ def started(out: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot make the folder .*; name another with --out"):
+        run(tmp_path / "file" / "out")
+
+
 @pytest.mark.usefixtures("fake")
 def test_every_cell_runs_once_and_again_only_when_its_settings_change(tmp_path: Path) -> None:
     listener = Listener()
