@@ -50,7 +50,7 @@ $(VLLM_STAMP): pyproject.toml
 	touch $@
 
 test-wheel: $(STAMP)
-	.ci/test-wheel
+	EXTRAS=$(EXTRAS) .ci/test-wheel
 
 gpu-check: $(STAMP)
 	$(BIN)/python -m pytest -m gpu
