@@ -24,6 +24,7 @@ PARTS = {
     "fork": "speed_fork",
     "env": "core",
     "loop": "speed_loop",
+    "ahead": "speed_ahead",
     "scale": "speed_scale",
 }
 

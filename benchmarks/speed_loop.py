@@ -42,7 +42,7 @@ from trace_gym.runs import environment_facts
 from trace_gym.tiny import make_model, make_tokenizer, save
 from trace_gym.train import train
 
-__all__ = ["LotteryEnv", "measure", "page"]
+__all__ = ["SETTING", "LotteryEnv", "measure", "page", "untrained"]
 
 # ---- the loop alone -------------------------------------------------------------------------------------------------
 
@@ -217,7 +217,7 @@ def whole_steps(*, quick: bool) -> dict[str, Any]:
     steps = 1 if quick else STEPS
     rows: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        policy = _untrained(Path(folder) / "policy") if quick else (f"policy.path={BASE}",)
+        policy = untrained(Path(folder) / "policy") if quick else (f"policy.path={BASE}",)
         for name, words in ARMS.items():
             watch = _Stopwatch(steps)
             own = (*policy, *words, f"budget.steps={steps + 1}", f"out={folder}/runs")
@@ -229,7 +229,7 @@ def whole_steps(*, quick: bool) -> dict[str, Any]:
     }
 
 
-def _untrained(folder: Path) -> tuple[str, ...]:
+def untrained(folder: Path) -> tuple[str, ...]:
     """Settings of a policy that is there at once, for a quick look at the machinery."""
     tokenizer = make_tokenizer(["What is 1 + 2 ?"])
     save(folder, make_model(tokenizer, d=32, layers=1, heads=2, seed=0), tokenizer)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from trace_gym.benchmarks import speed, speed_loop, speed_scale
+from trace_gym.benchmarks import speed, speed_ahead, speed_loop, speed_scale
 from trace_gym.benchmarks.speed_loop import PHASES
 from trace_gym.cli import app
 from trace_gym.errors import ConfigError
@@ -68,3 +68,14 @@ def test_both_shapes_of_the_loop_make_their_rollouts() -> None:
     for found in (pool, one):
         assert found["turns"] >= 4 * speed_loop.GROUP and math.isfinite(found["turns per second"])
         assert 0 < found["of that the environment"] < found["CPU µs per turn"]
+
+
+def test_overlap_is_measured_by_the_clock_over_equal_steps() -> None:
+    found = speed_ahead.measure(quick=True)
+    exact, ahead = (found["arms"][name] for name in ("rollout.ahead=0", "rollout.ahead=1"))
+    assert exact["steps"] == ahead["steps"] == 1
+    assert exact["policy tokens"] == pytest.approx(ahead["policy tokens"], rel=0.2)
+    assert exact["wait"] == 0 < ahead["wait"]  # only trees that grew beside an update are waited for
+    assert exact["engine"] + exact["update"] <= exact["seconds"]  # one after the other
+    assert ahead["update"] + ahead["wait"] <= ahead["seconds"]
+    assert "Faster by" in speed_ahead.page(found)
