@@ -179,7 +179,7 @@ def test_where_no_task_can_begin_or_the_first_hangs_one_line_says_so(monkeypatch
         def begin(self, task_id: str, rng: np.random.Generator) -> Any:
             return hang(super().begin(task_id, rng))
 
-    monkeypatch.setattr("trace_gym.rollout.RESET_DEADLINE_S", 0.1)
+    monkeypatch.setattr("trace_gym.planting.RESET_DEADLINE_S", 0.1)
     with pytest.raises(EnvironmentContractError, match=r"reset of task '1' gave no answer within 0.1 s"):
         grow(Star(), env=Slow())
 
@@ -293,6 +293,35 @@ def test_an_engine_that_dies_in_the_middle(method: str, error: type[Exception]) 
     ledger = Ledger()
     ctx = grow(Star(), Dying(walker(random_walk), burst=1), ledger=ledger)
     assert unscored(ctx.trees) and all("process is gone" in node.reason for node in unscored(ctx.trees))
+    healthy(ctx, ledger)
+
+
+def test_an_engine_that_cannot_be_polled_is_asked_for_nothing_more() -> None:
+    class Slow(WalkEnv):
+        def advance(self, state: Walk, action: str, rng: np.random.Generator) -> Turn[Walk]:
+            time.sleep(0.05)  # answers when the engine is gone
+            return super().advance(state, action, rng)
+
+    class Gone(ScriptedEngine):
+        polls = asked_in_vain = 0
+
+        def submit(self, request: Any) -> int:
+            self.asked_in_vain += self.polls > 1
+            return super().submit(request)
+
+        def poll(self, timeout_s: float) -> list[Completion]:
+            self.polls += 1
+            if self.polls > 1:
+                raise EngineError("gone")
+            return super().poll(timeout_s)
+
+    ledger = Ledger()
+    engine = Gone(walker(lambda rng: "+"), burst=4)
+    ctx = grow(Star(), engine, env=Slow(), ledger=ledger)
+    assert len(unscored(ctx.trees)) == 12 and all(
+        node.reason == "engine: gone" for node in unscored(ctx.trees)
+    )
+    assert engine.asked_in_vain == 0 and engine.polls == 2
     healthy(ctx, ledger)
 
 

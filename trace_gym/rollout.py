@@ -9,36 +9,33 @@ exceeded. A tree grows only when it becomes idle, by whole rollouts in the order
 stream is keyed by (seed, step, task, node, draw, turn): on a batch-invariant engine the trees do not depend on the order in
 which completions arrive, unless a budget runs out on plans made after looking (who asks first is then served first). A wave
 in which no token was sampled does not make its tree idle again. What breaks becomes a `failed` or `censored` leaf with a
-reason, never a reward of 0.
+reason, never a reward of 0: every call of the engine and of environments goes through `guard`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from trace_gym.algorithm import Algorithm, Branch, RunContext, StepContext
-from trace_gym.engine import Completion, Engine, IntArray, Request
+from trace_gym.algorithm import Algorithm, Branch, StepContext
+from trace_gym.engine import Engine, IntArray, Request
 from trace_gym.env import ForkableEnv, Snapshot
-from trace_gym.errors import EnvironmentContractError, IrreversibleError, PluginError, TraceGymError
-from trace_gym.ledger import CONTINUATION_UNITS, ROOT_UNITS, Budget, Cost, Ledger, Purse
+from trace_gym.errors import PluginError
+from trace_gym.guard import Ending, Sampled, Step, Steps, Turns, show
+from trace_gym.ledger import CONTINUATION_UNITS, ROOT_UNITS, Cost, Ledger
+from trace_gym.planting import plant_trees
 from trace_gym.render import Renderer
 from trace_gym.seeding import derive_seed
-from trace_gym.tree import NO_LOGPROBS, NO_TOKENS, Node, Status, Tree
-from trace_gym.workers import Done, Workers
+from trace_gym.tree import NO_LOGPROBS, NO_TOKENS, Node, Status
 
 __all__ = ["RolloutSettings", "grow_trees", "plant_trees"]
 
 TICK_S = 0.05  # how often deadlines are looked at while nothing happens
-RESET_DEADLINE_S = 300.0  # for beginning a task: an environment may load its data in its first reset
-ABORT_GRACE_S = 1.0  # how long an engine may take to give back a turn that was aborted
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +52,6 @@ class RolloutSettings:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """What one environment step gave, and the instance that gave it, which stands where the step led."""
-
-    env: ForkableEnv[Any]
-    observation: str
-    role: str
-    reward: float
-    status: Status
-    snapshot: Snapshot | None
-    state_key: str
-    format_error: bool
-    success: bool | None
-
-
 @dataclass(slots=True, eq=False)
 class _Rollout:
     """One attempt on its way. `chain` holds its finished turns; their parents are set when the tree takes them."""
@@ -83,56 +65,7 @@ class _Rollout:
     start_from: Snapshot | None  # restored by the first environment step, then None
     chain: list[Node] = field(default_factory=list)
     env: ForkableEnv[Any] | None = None
-    completion: Completion | None = None  # the turn that the environment is answering now
-    action: str = ""  # its text
-    since: float = 0.0  # when the present turn was submitted
-    late: bool = False  # its turn overran and was aborted
-
-
-def plant_trees(
-    env: ForkableEnv[Any],
-    tasks: Sequence[str],
-    renderer: Renderer,
-    run: RunContext,
-    step: int,
-    budget: Budget,
-) -> StepContext:
-    """The step's pool: one tree per task, holding its prompt alone. Raises `TaskError` for an unknown task.
-
-    Every rollout of a task starts from this prompt's snapshot, so all of them see the same prompt. A task whose `reset`
-    breaks is left out and stands in `unplanted`; where none is left, or `reset` does not answer, `EnvironmentContractError`.
-    """
-    ctx = StepContext(run=run, step=step, trees={}, purse=Purse(budget))
-    workers: Workers[Tree] = Workers(1)
-    try:
-        for number, task in enumerate(tasks):
-            if task in ctx.trees or task in ctx.unplanted:
-                raise PluginError(f"task {task!r} stands twice in one pool; a step grows one tree per task")
-            seed = derive_seed(run.seed, "reset", step, task)
-            workers.put(number, partial(_plant, env, task, renderer, seed))
-            done = next(iter(workers.take(RESET_DEADLINE_S)), None)
-            if done is None:
-                raise EnvironmentContractError(
-                    f"reset of task {task!r} gave no answer within {RESET_DEADLINE_S:g} s"
-                )
-            if done.result is not None:
-                ctx.trees[task] = done.result
-            elif isinstance(done.error, TraceGymError):
-                raise done.error
-            else:
-                ctx.unplanted[task] = f"environment: {_said(done.error)}"
-    finally:
-        workers.close()
-    if ctx.unplanted and not ctx.trees:
-        raise EnvironmentContractError(f"no task could begin ({next(iter(ctx.unplanted.values()))})")
-    return ctx
-
-
-def _plant(env: ForkableEnv[Any], task: str, renderer: Renderer, seed: int) -> Tree:
-    observation, info = env.reset(seed=seed, options={"task": task})
-    tokens = renderer.prompt(observation, system=info["system"], tools=info["tools"])
-    prompt = Node.prompt(tokens, observation, env.snapshot(), state_key=env.state_key())
-    return Tree(task, [prompt])
+    turn: Sampled | None = None  # the one that the environment is answering now
 
 
 def grow_trees(
@@ -188,13 +121,17 @@ class _Loop:
             ledger,
         )
         self.place = {task: i for i, task in enumerate(ctx.trees)}  # in the pool
-        self.prototype = env
-        self.spare_envs: list[ForkableEnv[Any]] = []
         self.waiting: deque[_Rollout] = deque()
-        self.sampling: dict[int, _Rollout] = {}  # by request id
-        self.stepping: dict[int, _Rollout] = {}  # by job key
-        self.jobs = 0
-        self.workers: Workers[_Step] = Workers(settings.threads)
+        self.turns: Turns[_Rollout] = Turns(
+            engine,
+            renderer,
+            max_tokens=settings.max_tokens,
+            deadline_s=settings.turn_deadline_s,
+            ledger=ledger,
+        )
+        self.steps: Steps[_Rollout] = Steps(
+            env, threads=settings.threads, deadline_s=settings.env_deadline_s, ledger=ledger
+        )
         self.open: dict[
             str, list[_Rollout]
         ] = {}  # rollouts planned since the tree was last idle, in planning order
@@ -203,23 +140,16 @@ class _Loop:
             str, Counter[int]
         ] = {}  # rollouts from each node, open ones included; forgotten when the tree grows
         self.newly_idle: list[str] = []
-        self.engine_error = ""
         self.last_check = time.monotonic()
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting or self.sampling or self.stepping or self.newly_idle)
+        return bool(self.waiting or self.turns or self.steps or self.newly_idle)
 
     def close(self) -> None:
         """Leave nothing running, also when the step is interrupted."""
-        if not self.engine_error:
-            for request_id in self.sampling:
-                self.abort(request_id)
-        self.workers.close()
-
-    def abort(self, request_id: int) -> None:
-        with contextlib.suppress(Exception):  # an engine that cannot is found out by its next `poll`
-            self.engine.abort(request_id)
+        self.turns.close()
+        self.steps.close()
 
     # ---- planning ---------------------------------------------------------------------------------------------------
 
@@ -276,7 +206,7 @@ class _Loop:
         while self.waiting:
             rollout = self.waiting[0]
             if not self.ctx.purse.reserve(rollout.worst):
-                if self.sampling or self.stepping:
+                if self.turns or self.steps:
                     return  # something will be given back
                 self.ctx.refused += 1
                 self.waiting.popleft()
@@ -289,10 +219,7 @@ class _Loop:
         """Ask the engine for the rollout's next turn."""
         room = self.engine.max_context - len(rollout.prefix)
         if room < 1:
-            self.end(rollout, "truncated", "the context is full")
-            return
-        if self.engine_error:
-            self.end(rollout, "failed", self.engine_error)
+            self.end(rollout, Ending("truncated", "the context is full"))
             return
         request = Request(
             rollout.prefix,
@@ -301,103 +228,57 @@ class _Loop:
             temperature=self.settings.temperature,
             stop=self.renderer.stop,
         )
-        rollout.since = time.monotonic()
-        try:
-            with self.ledger.timed("engine"):
-                request_id = self.engine.submit(request)
-        except Exception as error:  # an engine may be anybody's, and far away
-            self.end(rollout, "failed", f"engine: {_said(error)}")
-            return
-        self.sampling[request_id] = rollout
+        ending = self.turns.ask(rollout, request)
+        if ending is not None:
+            self.end(rollout, ending)
 
     def seed(self, rollout: _Rollout, stream: str) -> int:
         return derive_seed(self.ctx.run.seed, stream, self.ctx.step, rollout.key, len(rollout.chain))
 
     def collect_engine(self) -> None:
-        """Take completions and hand them to the environment."""
-        if not self.sampling:
-            return
-        try:
-            with self.ledger.timed("engine"):
-                completions = self.engine.poll(0.001 if len(self.workers) else TICK_S)
-        except Exception as error:
-            self.engine_error = f"engine: {_said(error)}"
-            for rollout in list(self.sampling.values()):
-                self.end(rollout, "failed", self.engine_error)
-            self.sampling.clear()
-            return
-        for completion in completions:
-            asked = self.sampling.pop(completion.request_id, None)
-            if asked is not None:  # else it was given up at its deadline
-                self.answer(asked, completion)
+        """Take sampled turns and hand them to the environment."""
+        for rollout, turn in self.turns.take(0.001 if self.steps else TICK_S):
+            rollout.turn = turn
+            if turn.ending is not None:
+                self.end(rollout, turn.ending)
+            else:
+                self.answer(rollout, turn.action)
 
-    def answer(self, rollout: _Rollout, completion: Completion) -> None:
+    def answer(self, rollout: _Rollout, action: str) -> None:
         """Start the environment step that answers a sampled turn."""
-        completion, rollout.action = self.read(completion)
-        rollout.completion = completion
-        if completion.finish in ("error", "aborted"):
-            reason = f"engine: {completion.error or 'the request was aborted'}"
-            failed = completion.finish == "error"
-            self.end(rollout, "failed" if failed else "censored", self.overrun if rollout.late else reason)
-            return
-        env = rollout.env or (self.spare_envs.pop() if self.spare_envs else None)
-        rollout.env = None  # until the step has ended well
+        env, rollout.env = rollout.env, None  # until the step has ended well
         start_from, rollout.start_from = rollout.start_from, None
-        noise = self.seed(rollout, "env")
-        key = self.jobs
-        self.jobs += 1
-        self.stepping[key] = rollout
-        self.workers.put(
-            key, partial(_take_step, env, self.prototype, rollout.action, start_from=start_from, noise=noise)
-        )
-
-    def read(self, completion: Completion) -> tuple[Completion, str]:
-        """The completion and its text; as an error without tokens when they can neither be trained on nor read."""
-        problem = _problem(completion, self.settings.max_tokens)
-        if not problem:
-            try:
-                return completion, self.renderer.action(completion.tokens)
-            except Exception as error:
-                problem = f"tokens that cannot be read ({_said(error)})"
-        broken = replace(completion, tokens=NO_TOKENS, logprobs=NO_LOGPROBS, finish="error")
-        return replace(broken, error=f"the engine returned {problem}"), ""
+        self.steps.ask(rollout, action, env=env, start_from=start_from, noise=self.seed(rollout, "env"))
 
     # ---- the environment's side -------------------------------------------------------------------------------------
 
     def collect_env(self) -> None:
         """Take finished environment steps and submit the turns that follow."""
-        if not self.stepping:
+        if not self.steps:
             return
         start = time.perf_counter()
-        finished = self.workers.take(0.0 if self.sampling and not self.settings.lockstep else TICK_S)
-        while self.settings.lockstep and len(self.workers):
-            finished += self.workers.take(TICK_S)
+        finished = self.steps.take(0.0 if self.turns and not self.settings.lockstep else TICK_S)
+        while self.settings.lockstep and self.steps:
+            finished += self.steps.take(TICK_S)
             self.check_deadlines()
         self.ledger.add_seconds("env_wait", time.perf_counter() - start)
-        for done in sorted(finished, key=lambda done: done.key):
-            self._stepped(self.stepping.pop(done.key), done)
+        for stepped in sorted(finished, key=lambda stepped: stepped.number):
+            self._stepped(stepped.owner, stepped.outcome)
 
-    def _stepped(self, rollout: _Rollout, done: Done[_Step]) -> None:
-        self.ledger.add_seconds("env", done.seconds)
-        if done.result is None:
-            self.end(rollout, "failed", f"environment: {_said(done.error)}")
+    def _stepped(self, rollout: _Rollout, step: Step | Ending) -> None:
+        if isinstance(step, Ending):
+            self.end(rollout, step)
             return
-        step = done.result
         rollout.env = step.env
-        running = step.status == "running"
-        assert rollout.completion is not None
-        closed = rollout.completion.finish == "stop"
-        try:
-            shown = (
-                self.renderer.delta(step.observation, role=step.role, closed=closed) if running else NO_TOKENS
-            )
-        except Exception as error:
-            self.end(rollout, "failed", f"environment: its answer cannot be shown: {_said(error)}")
+        assert rollout.turn is not None and rollout.turn.completion is not None
+        shown = show(self.renderer, step, closed=rollout.turn.completion.finish == "stop")
+        if isinstance(shown, Ending):
+            self.end(rollout, shown)
             return
         node = self._node(rollout, status=step.status, shown=shown, step=step)
         rollout.chain.append(node)
-        rollout.completion = None
-        if running:
+        rollout.turn = None
+        if step.status == "running":
             rollout.prefix = np.concatenate([rollout.prefix, node.tokens])
             self.submit(rollout)
         else:
@@ -409,11 +290,12 @@ class _Loop:
         *,
         status: Status,
         shown: IntArray = NO_TOKENS,
-        step: _Step | None = None,
+        step: Step | None = None,
         reason: str = "",
     ) -> Node:
         """The present turn as a node. Without a step it was not answered, so its reward is unknown."""
-        done = rollout.completion
+        turn = rollout.turn
+        done = turn.completion if turn else None
         sampled = NO_TOKENS if done is None else done.tokens
         first = not rollout.chain
         cost = Cost(
@@ -430,7 +312,7 @@ class _Loop:
             n_action=len(sampled),
             logprobs=NO_LOGPROBS if done is None else done.logprobs,
             policy_version=-1 if done is None else done.version,
-            action="" if done is None else rollout.action,
+            action=turn.action if turn else "",
             observation=step.observation if step else "",
             snapshot=step.snapshot if step and status == "running" else None,
             state_key=step.state_key if step else "",
@@ -446,9 +328,9 @@ class _Loop:
 
     # ---- endings ----------------------------------------------------------------------------------------------------
 
-    def end(self, rollout: _Rollout, status: Status, reason: str) -> None:
+    def end(self, rollout: _Rollout, ending: Ending) -> None:
         """End a rollout without an answer from the environment."""
-        rollout.chain.append(self._node(rollout, status=status, reason=reason))
+        rollout.chain.append(self._node(rollout, status=ending.status, reason=ending.reason))
         self.retire(rollout)
 
     def retire(self, rollout: _Rollout) -> None:
@@ -460,7 +342,7 @@ class _Loop:
             self.ctx.purse.settle(rollout.worst, spent)
             self.ledger.add(spent)
         if rollout.env is not None:
-            self.spare_envs.append(rollout.env)
+            self.steps.give_back(rollout.env)
             rollout.env = None
         self.unfinished[rollout.task] -= 1
         if self.unfinished[rollout.task] == 0:
@@ -484,93 +366,5 @@ class _Loop:
         if now - self.last_check < TICK_S:
             return
         self.last_check = now
-        for key in self.workers.overdue(self.settings.env_deadline_s):
-            rollout = self.stepping.pop(key)
-            self.end(rollout, "censored", f"environment: no answer within {self.settings.env_deadline_s:g} s")
-        deadline = self.settings.turn_deadline_s
-        for request_id, rollout in list(self.sampling.items()):
-            if not rollout.late and now - rollout.since > deadline:
-                rollout.late = True  # what was sampled comes back, is billed and kept
-                self.abort(request_id)
-            elif now - rollout.since > deadline + ABORT_GRACE_S:
-                del self.sampling[request_id]
-                self.end(rollout, "censored", self.overrun)
-
-    @property
-    def overrun(self) -> str:
-        return f"engine: no turn within {self.settings.turn_deadline_s:g} s"
-
-
-def _problem(completion: Completion, max_tokens: int) -> str:
-    """What is wrong with a completion's numbers; empty where nothing is."""
-    if completion.finish in ("error", "aborted"):
-        return ""
-    tokens, logprobs = len(completion.tokens), len(completion.logprobs)
-    if tokens != logprobs:
-        return f"{tokens} tokens with {logprobs} log-probs"
-    if tokens == 0:
-        return "no token"
-    if tokens > max_tokens:
-        return f"{tokens} tokens where at most {max_tokens} were asked for"
-    if completion.tokens.min() < 0:
-        return "a token id below 0"
-    return "" if np.isfinite(completion.logprobs).all() else "a log-prob that is not finite"
-
-
-def _said(error: BaseException | None) -> str:
-    """An exception of somebody else's code in a line; ours say all in their message."""
-    try:
-        text = " ".join(str(error).split())[:500]
-    except Exception:  # not even that works
-        text = "no message"
-    return text if isinstance(error, TraceGymError) else f"{type(error).__name__}: {text}"
-
-
-def _check_answer(
-    observation: object, reward: object, terminated: object, truncated: object, info: object
-) -> None:
-    """Whatever an environment answers enters the record, so what is no answer must fail here and not later."""
-    if not isinstance(observation, str):
-        raise EnvironmentContractError(f"the observation is a {type(observation).__name__}, not a string")
-    if not isinstance(reward, int | float | np.number) or not np.isfinite(float(reward)):
-        raise EnvironmentContractError(f"the reward is {reward!r}, not a finite number")
-    if not isinstance(info, dict) or info.get("role") not in ("user", "tool"):
-        raise EnvironmentContractError("info['role'] is neither user nor tool")
-    for name, value in (("terminated", terminated), ("truncated", truncated)):
-        if not isinstance(value, bool | np.bool_):
-            raise EnvironmentContractError(f"{name} is {value!r}, neither True nor False")
-    if not isinstance(success := info.get("success"), bool | np.bool_ | None):
-        raise EnvironmentContractError(f"info['success'] is {success!r}, neither True nor False")
-
-
-def _take_step(
-    env: ForkableEnv[Any] | None,
-    prototype: ForkableEnv[Any],
-    action: str,
-    *,
-    start_from: Snapshot | None,
-    noise: int,
-) -> _Step:
-    """Runs in a worker thread: one environment step, and the state it leads to. Without `env` in a new fork."""
-    env = env or prototype.fork()
-    if start_from is not None:
-        env.restore(start_from, seed=noise)
-    observation, reward, terminated, truncated, info = env.step(action)
-    _check_answer(observation, reward, terminated, truncated, info)
-    snapshot = None
-    if not (terminated or truncated):
-        with contextlib.suppress(IrreversibleError):  # the rollout goes on; the node is no anchor
-            snapshot = env.snapshot()
-    status: Status = "done" if terminated else "truncated" if truncated else "running"
-    success = info.get("success")
-    return _Step(
-        env=env,
-        observation=observation,
-        role=info["role"],
-        reward=float(reward),
-        status=status,
-        snapshot=snapshot,
-        state_key=env.state_key(),
-        format_error=bool(info.get("format_error", False)),
-        success=None if success is None else bool(success),
-    )
+        for rollout, ending in [*self.steps.overdue(), *self.turns.overdue()]:
+            self.end(rollout, ending)
