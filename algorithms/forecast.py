@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from trace_gym.algorithm import Metrics, RunContext, StepContext
-from trace_gym.algorithms.predictor import Float64Array, Place, by_tree
+from trace_gym.algorithms.predictor import Float64Array, Place, PredictorSettings, by_tree
 from trace_gym.algorithms.replay import Rows, paths_to, sample
 from trace_gym.algorithms.turns import BUCKETS, TurnEmbedder
 from trace_gym.errors import ConfigError
@@ -107,34 +107,19 @@ def balanced(weight: torch.Tensor) -> torch.Tensor:
 
 
 class Network:
-    """See the module; `predictor.make_predictor` documents the settings."""
+    """See the module. `settings.members` of them, side by side."""
 
-    def __init__(
-        self,
-        *,
-        width: int = 128,
-        layers: int = 2,
-        heads: int = 4,
-        members: int = 1,
-        thompson: bool = False,
-        epochs: int = 3,
-        replay_steps: int = 8,
-        batch: int = 128,
-        lr: float = 3e-4,
-        wide_lr: float = 3e-2,
-        weight_decay: float = 0.01,
-    ) -> None:
-        least = min(width, layers, heads, members, epochs, replay_steps, batch)
-        if least < 1 or width % heads or not min(lr, wide_lr) > 0 or weight_decay < 0:
+    def __init__(self, settings: PredictorSettings) -> None:
+        s = settings
+        least = min(s.width, s.layers, s.heads, s.members, s.epochs, s.replay_steps, s.batch)
+        if least < 1 or s.width % s.heads or not min(s.lr, s.wide_lr) > 0 or s.weight_decay < 0:
             raise ConfigError(
-                f"predictor: width={width} must be a multiple of heads={heads}; layers, members, epochs, replay_steps "
+                f"predictor: width={s.width} must be a multiple of heads={s.heads}; layers, members, epochs, replay_steps "
                 "and batch at least 1; lr and wide_lr above 0; weight_decay at least 0"
             )
-        self.wide_lr = wide_lr
-        self.members, self.thompson, self.epochs = members, thompson, epochs
-        self.replay_steps, self.batch, self.lr, self.weight_decay = replay_steps, batch, lr, weight_decay
-        self._embedder = TurnEmbedder(width)
-        self._model = _Model(members, self._embedder.features, width, layers, heads)
+        self.settings, self.members = settings, settings.members
+        self._embedder = TurnEmbedder(s.width)
+        self._model = _Model(s.members, self._embedder.features, s.width, s.layers, s.heads)
         self._replay: list[Rows] = []
         # [2 prompt/later turn, 2 mean/deviation, F] of the first step that was learned
         self._scale: Float32Array | None = None
@@ -144,10 +129,10 @@ class Network:
         self._model.initialise(run.seed)
         wide = self._model.wide
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in self._model.parameters() if p is not wide], "lr": self.lr},
-            {"params": [wide], "lr": self.wide_lr},
+            {"params": [p for p in self._model.parameters() if p is not wide], "lr": self.settings.lr},
+            {"params": [wide], "lr": self.settings.wide_lr},
         ]
-        self._optimiser = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
+        self._optimiser = torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay, fused=True)
 
     # ---- answering --------------------------------------------------------------------------------------------------
 
@@ -163,7 +148,7 @@ class Network:
             row, position = np.array(where).T
             answers[:, group] = values[:, row, position]
         answers = answers.clip(MARGIN, 1.0 - MARGIN)
-        if not self.thompson:
+        if not self.settings.thompson:
             return answers
         drawn = {task: ctx.rng("predictor", "thompson", task).integers(self.members) for task, _ in places}
         return np.array([[answers[drawn[task], i] for i, (task, _) in enumerate(places)]])
@@ -175,7 +160,7 @@ class Network:
     ) -> Metrics:
         """`predictor_loss` is the mean over the step's updates of the balanced squared error, before each update."""
         assert len(set(places)) == len(places), "a place is learned once a step"
-        self._replay = [rows for rows in self._replay if rows.step > ctx.step - self.replay_steps]
+        self._replay = [rows for rows in self._replay if rows.step > ctx.step - self.settings.replay_steps]
         scored = [i for i in range(len(places)) if weights[i] > 0 and not np.isnan(targets[i])]
         if not scored:
             return {}
@@ -187,7 +172,7 @@ class Network:
         rows.target[row, position] = targets
         rows.weight[:, row, position] = weights * self._bootstrap(ctx, places)
         self._replay.append(rows)
-        losses = [self._epoch(ctx, epoch) for epoch in range(self.epochs)]
+        losses = [self._epoch(ctx, epoch) for epoch in range(self.settings.epochs)]
         return {"predictor_loss": float(np.mean(losses))}
 
     def _look(
@@ -225,7 +210,7 @@ class Network:
         rng = ctx.rng("predictor", "epoch", epoch)
         turns, pieces, index, target, weight = sample(self._replay, rng)
         weight = balanced(weight)
-        parts = np.array_split(rng.permutation(len(index)), math.ceil(len(index) / self.batch))
+        parts = np.array_split(rng.permutation(len(index)), math.ceil(len(index) / self.settings.batch))
         total = 0.0
         for part in parts:
             chosen = torch.from_numpy(part)

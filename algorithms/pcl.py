@@ -25,7 +25,13 @@ import numpy.typing as npt
 from trace_gym.algorithm import Algorithm, Branch, Credit, Metrics, Notes, RunContext, StepContext
 from trace_gym.algorithms.credit import Scaling, credit_trees
 from trace_gym.algorithms.notes import Notebook
-from trace_gym.algorithms.predictor import Predictor, PredictorKind, calibration, make_predictor
+from trace_gym.algorithms.predictor import (
+    Predictor,
+    PredictorKind,
+    PredictorSettings,
+    calibration,
+    make_predictor,
+)
 from trace_gym.algorithms.waves import at_least_two
 from trace_gym.errors import ConfigError
 
@@ -50,7 +56,7 @@ class PCL(Algorithm):
         at_least_two(self.group)
         if self.prompts < 1 or self.warmup_steps < 0:
             raise ConfigError("algorithm pcl: prompts is at least 1, warmup_steps at least 0")
-        self._predictor = make_predictor(self.predictor, width=self.width)
+        self._predictor = make_predictor(self.predictor, PredictorSettings(width=self.width))
 
     def start(self, ctx: RunContext) -> None:
         self._predictor.start(ctx)

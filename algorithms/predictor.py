@@ -15,6 +15,7 @@ Every answer depends on (run seed, step, what was learned, the places asked abou
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -31,6 +32,7 @@ __all__ = [
     "Place",
     "Predictor",
     "PredictorKind",
+    "PredictorSettings",
     "Shuffled",
     "by_task",
     "by_tree",
@@ -64,51 +66,36 @@ class Predictor(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-def make_predictor(
-    kind: PredictorKind,
-    *,
-    width: int = 128,
-    layers: int = 2,
-    heads: int = 4,
-    members: int = 5,
-    thompson: bool = False,
-    epochs: int = 3,
-    replay_steps: int = 8,
-    batch: int = 128,
-    lr: float = 3e-4,
-    wide_lr: float = 3e-2,
-    weight_decay: float = 0.01,
-    forgetting: float = 0.9,
-    prior: float = 2.0,
-) -> Predictor:
-    """The predictor of this kind; it reads the settings that concern it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictorSettings:
+    """Settings of all kinds; a predictor reads those that concern it."""
 
-    `members` is for `ensemble`, `thompson` for `ensemble` and `beta`; `forgetting` (the share of its counts that a prompt
-    keeps from one step to the next) and `prior` (the rollouts that the prior is worth) for `beta`; the others for networks:
-    `batch` is rollouts per update, `lr` the Transformer's learning rate and `wide_lr` that of the table beside it.
-    Raises `ConfigError` for values that cannot work.
-    """
+    width: int = 128  # of a network's layers
+    layers: int = 2
+    heads: int = 4
+    members: int = 5  # of an ensemble
+    thompson: bool = False  # ensemble and beta: one draw instead of all members or of the mean
+    epochs: int = 3  # of a network, per step
+    replay_steps: int = 8  # older rows are forgotten
+    batch: int = 128  # rollouts per update
+    lr: float = 3e-4  # of a network's Transformer
+    wide_lr: float = 3e-2  # of the table beside it
+    weight_decay: float = 0.01
+    forgetting: float = 0.9  # beta: the share of its counts that a prompt keeps from one step to the next
+    prior: float = 2.0  # beta: the rollouts that the prior is worth
+
+
+def make_predictor(kind: PredictorKind, settings: PredictorSettings) -> Predictor:
+    """The predictor of this kind. Raises `ConfigError` for values that cannot work."""
     if kind == "constant":
         return Constant()
     if kind == "oracle":
         return Oracle()
     if kind == "beta":
-        return Beta(forgetting=forgetting, prior=prior, thompson=thompson)
+        return Beta(settings)
     from trace_gym.algorithms.forecast import Network  # torch, which the others do without
 
-    network = Network(
-        width=width,
-        layers=layers,
-        heads=heads,
-        members=members if kind == "ensemble" else 1,
-        thompson=thompson and kind == "ensemble",
-        epochs=epochs,
-        replay_steps=replay_steps,
-        batch=batch,
-        lr=lr,
-        wide_lr=wide_lr,
-        weight_decay=weight_decay,
-    )
+    network = Network(settings if kind == "ensemble" else replace(settings, members=1, thompson=False))
     if kind == "shuffled":
         return Shuffled(network)
     if kind == "inverted":
@@ -199,12 +186,13 @@ class Beta:
     (N + 2) over the faded counts, so that a prompt never tried gets that.
     """
 
-    def __init__(self, *, forgetting: float = 0.9, prior: float = 2.0, thompson: bool = False) -> None:
+    def __init__(self, settings: PredictorSettings) -> None:
+        forgetting, prior = settings.forgetting, settings.prior
         if not 0.0 <= forgetting <= 1.0 or not prior > 0.0:
             raise ConfigError(
                 f"forgetting={forgetting} must be from 0 to 1 and prior={prior} above 0, for the beta predictor"
             )
-        self.forgetting, self.prior, self.thompson = forgetting, prior, thompson
+        self.forgetting, self.prior, self.thompson = forgetting, prior, settings.thompson
         self._counts: dict[str, tuple[float, float]] = {}  # successes, failures as of step `_step`
         self._step = 0
 

@@ -54,6 +54,7 @@ from trace_gym.algorithms.predictor import (
     Place,
     Predictor,
     PredictorKind,
+    PredictorSettings,
     by_task,
     calibration,
     make_predictor,
@@ -130,7 +131,9 @@ class TRACE(Algorithm):
                 f"algorithm.selection={self.selection} takes whole groups: rollouts={self.rollouts} is less than one of "
                 f"group={self.group}, and no prompt would ever be opened"
             )
-        self._predictor = make_predictor(self.predictor, width=self.width, thompson=self.thompson)
+        self._predictor = make_predictor(
+            self.predictor, PredictorSettings(width=self.width, thompson=self.thompson)
+        )
         self._joint = JointRule(
             prior_rollouts=self.prior_rollouts,
             discount=self.discount,

@@ -20,6 +20,7 @@ from trace_gym.algorithms.predictor import (
     Place,
     Predictor,
     PredictorKind,
+    PredictorSettings,
     by_task,
     calibration,
     make_predictor,
@@ -40,7 +41,7 @@ def context(trees: Sequence[Tree], step: int = 0, run: RunContext = RUN) -> Step
 
 
 def started(kind: PredictorKind, run: RunContext = RUN, **settings: Any) -> Predictor:
-    predictor = make_predictor(kind, **settings)
+    predictor = make_predictor(kind, PredictorSettings(**settings))
     predictor.start(run)
     return predictor
 
@@ -375,7 +376,7 @@ def test_beta_fades_as_the_papers_step_by_step_update() -> None:
     g, a, b = 0.7, 1.0, 1.0
     for won, lost in [(2, 1), (0, 0), (0, 3)]:
         a, b = g * a + (1 - g) * 1.0 + won, g * b + (1 - g) * 1.0 + lost
-    beta = Beta(forgetting=g, prior=2.0)
+    beta = Beta(PredictorSettings(forgetting=g, prior=2.0))
     beta._running_mean = lambda: 0.5  # type: ignore[method-assign]  # the paper's prior is fixed
     tree = chain("a", [])
     for step, (won, lost) in enumerate([(2, 1), (0, 0), (0, 3)]):
@@ -430,13 +431,13 @@ def test_settings_that_cannot_work_are_refused() -> None:
     ]
     for settings in wrong:
         with pytest.raises(ConfigError, match="predictor"):
-            make_predictor("ensemble", **settings)
+            make_predictor("ensemble", PredictorSettings(**settings))
     with pytest.raises(ConfigError, match="beta"):
-        make_predictor("beta", forgetting=1.5)
+        make_predictor("beta", PredictorSettings(forgetting=1.5))
     with pytest.raises(ConfigError, match="beta"):
-        make_predictor("beta", prior=0.0)
+        make_predictor("beta", PredictorSettings(prior=0.0))
     with pytest.raises(ConfigError, match="use one of network"):
-        make_predictor("coach")  # type: ignore[arg-type]
+        make_predictor("coach", PredictorSettings())  # type: ignore[arg-type]
 
 
 # ---- calibration ------------------------------------------------------------------------------------------------------
