@@ -20,10 +20,10 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import msgspec
 
 from trace_gym.env import clean_text
+from trace_gym.envs.options import SPLITS
 from trace_gym.errors import ConfigError, TaskError
 
 __all__ = [
-    "SPLITS",
     "BadLine",
     "OnBadLine",
     "Reader",
@@ -35,7 +35,6 @@ __all__ = [
     "skipped_lines",
 ]
 
-SPLITS = ("train", "dev", "test", "all")
 MAX_NOTICES = 20  # skipped lines that are named one by one
 
 OnBadLine = Literal["error", "skip"]

@@ -25,8 +25,9 @@ from trace_gym.envs.math.judge import default_judge
 from trace_gym.envs.math.problems import BuiltinSource, read_difficulty
 from trace_gym.envs.math.sources import load_source
 from trace_gym.envs.math.task import Problem, Source, ToolName, ToolUse
-from trace_gym.envs.taskfiles import SPLITS, BadLine, OnBadLine, skipped_lines
-from trace_gym.errors import ConfigError, TaskError
+from trace_gym.envs.options import check_max_turns, check_split
+from trace_gym.envs.taskfiles import BadLine, OnBadLine, skipped_lines
+from trace_gym.errors import TaskError
 
 __all__ = ["MathEnv", "MathState"]
 
@@ -98,10 +99,8 @@ class MathEnv(ForkableEnv[MathState]):
         answer_field: str | None = None,
     ) -> None:
         super().__init__()
-        if split not in SPLITS:
-            raise ConfigError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
-        if max_turns is not None and (type(max_turns) is not int or max_turns < 1):
-            raise ConfigError(f"max_turns is a whole number from 1, not {max_turns!r}")
+        check_split(split)
+        check_max_turns(max_turns)
         self._split = split
         self._max_turns = max_turns
         lowest, highest = read_difficulty(str(difficulty))

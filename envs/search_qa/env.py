@@ -20,6 +20,7 @@ import numpy as np
 
 from trace_gym.env import ForkableEnv, Opening, Tool, Turn
 from trace_gym.envs.actions import HERMES, SEARCH_R1, Answer, Malformed, check_arguments, parse_action
+from trace_gym.envs.options import check_split
 from trace_gym.envs.search_qa.answers import exact_match, f1
 from trace_gym.envs.search_qa.bm25 import BM25, title_key
 from trace_gym.envs.search_qa.demonstrators import KEPT_CHARS, expert_action, novice_action
@@ -28,7 +29,7 @@ from trace_gym.envs.search_qa.retriever import Document, Hit, Retriever, make_re
 from trace_gym.envs.search_qa.sources import load_questions
 from trace_gym.envs.search_qa.task import Question, Seen, Source, Use, read_difficulty
 from trace_gym.envs.search_qa.world import WorldSource, read_topics
-from trace_gym.envs.taskfiles import SPLITS, BadLine, OnBadLine, skipped_lines
+from trace_gym.envs.taskfiles import BadLine, OnBadLine, skipped_lines
 from trace_gym.errors import ConfigError, TaskError
 
 __all__ = ["SearchQAEnv", "SearchState"]
@@ -99,7 +100,7 @@ class SearchQAEnv(ForkableEnv[SearchState]):
         on_bad_line: OnBadLine = "error",
     ) -> None:
         super().__init__()
-        _check_choice("split", split, SPLITS)
+        check_split(split)
         _check_choice("reward", reward, ("em", "f1"))
         _check_choice("tags", tags, tuple(TAGS))
         _check_whole("k", k, 1, MAX_K)

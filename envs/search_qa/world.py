@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from trace_gym.envs.options import SPLITS
 from trace_gym.envs.search_qa.retriever import Document
 from trace_gym.envs.search_qa.task import MAX_HOPS, Hop, Question
 from trace_gym.errors import ConfigError, TaskError
@@ -27,7 +28,6 @@ __all__ = ["DOCUMENTS", "FOLDER", "QUESTIONS", "TOPICS", "WorldSource", "read_to
 FOLDER = Path(__file__).parent / "data"
 DOCUMENTS, QUESTIONS = "world_documents.jsonl.gz", "world_questions.jsonl.gz"
 TOPICS = ("airports", "countries", "elements", "people", "places")
-SPLITS = ("train", "dev", "test", "all")
 
 _Row = tuple[str, str, tuple[str, ...], str, tuple[Hop, ...], tuple[str, ...]]
 

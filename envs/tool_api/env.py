@@ -27,13 +27,12 @@ from trace_gym.envs.actions import (
     parse_action,
     plain_text,
 )
+from trace_gym.envs.options import check_max_turns, check_split
 from trace_gym.envs.tool_api.world import Episode, WorldOptions, make_world
-from trace_gym.errors import ConfigError, SnapshotError, TaskError
+from trace_gym.errors import SnapshotError, TaskError
 from trace_gym.snapshot import plain_bytes
 
 __all__ = ["ToolAPIEnv", "ToolState", "state_type_of"]
-
-SPLITS = ("train", "dev", "test", "all")
 
 
 class ToolState(msgspec.Struct, frozen=True):
@@ -77,10 +76,8 @@ class ToolAPIEnv(ForkableEnv[Any]):
         max_turns: int | None = None,
     ) -> None:
         super().__init__()
-        if split not in SPLITS:
-            raise ConfigError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
-        if max_turns is not None and (type(max_turns) is not int or max_turns < 1):
-            raise ConfigError(f"max_turns is a whole number from 1, not {max_turns!r}")
+        check_split(split)
+        check_max_turns(max_turns)
         self._split = split
         self._max_turns = max_turns
         options = WorldOptions(difficulty=str(difficulty), distractors=distractors, families=families)

@@ -27,6 +27,7 @@ import msgspec
 from trace_gym.env import Effect, clean_text
 from trace_gym.envs.actions import check_arguments, format_answer, format_call
 from trace_gym.envs.naming import split_name, split_url
+from trace_gym.envs.options import SPLITS
 from trace_gym.envs.record import Mode, Record, default_path
 from trace_gym.envs.tool_api.openapi_document import Operation, operations, read_document, read_yaml
 from trace_gym.errors import ConfigError, TaskError
@@ -36,7 +37,6 @@ __all__ = ["Call", "Service", "Setup", "Task", "ids_of", "read_setup", "read_tas
 INSTRUCTIONS = "Use the tools to do what the user asks, one call a turn. When you are done, finish with <answer>…</answer>."
 MIN_SECRET_CHARS = 8  # a shorter one could not be kept out of answers
 MAX_TASKS_BYTES = 64 << 20
-SPLITS = ("train", "dev", "test", "all")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 

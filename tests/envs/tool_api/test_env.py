@@ -74,9 +74,11 @@ def test_sources_are_found_or_refused() -> None:
         ToolAPIEnv("nothing")
     with pytest.raises(ConfigError, match="bfcl has no category 'x'; write bfcl:base"):
         ToolAPIEnv("bfcl:x")
-    for options in ({"split": "x"}, {"max_turns": 0}, {"max_turns": "3"}):
-        with pytest.raises(ConfigError):
-            ToolAPIEnv(**options)
+    with pytest.raises(ConfigError, match="unknown split 'x'; there are train, dev, test, all"):
+        ToolAPIEnv(split="x")
+    for turns in (0, -1, "3", 2.5, True):
+        with pytest.raises(ConfigError, match="max_turns is a whole number from 1, not"):
+            ToolAPIEnv(max_turns=turns)  # type: ignore[arg-type]
     with pytest.raises(TaskError, match="unknown split"):
         ToolAPIEnv().tasks("x")
 
