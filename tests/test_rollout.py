@@ -387,6 +387,28 @@ def test_what_an_overdue_turn_had_sampled_is_kept_and_billed() -> None:
     assert ledger.total.policy_tokens == 24 == sum(n.n_action for n in late)
 
 
+def test_a_turn_is_aborted_at_its_deadline_also_after_one_that_was_aborted_too_late() -> None:
+    class Unhurried(ScriptedEngine):
+        """Gives nothing until a request is aborted; then a first turn whole, for it had just ended, and of later ones a part."""
+
+        def poll(self, timeout_s: float) -> list[Completion]:
+            time.sleep(0.01)
+            later = {i for i in self._aborted if list(self._waiting[i].tokens).count(RENDERER.AGENT) > 1}
+            done = [self._complete(i) for i in self._aborted]
+            self._aborted.clear()
+            return [dataclasses.replace(c, finish="aborted") if c.request_id in later else c for c in done]
+
+        def abort(self, request_id: int) -> None:
+            self._aborted.append(request_id)
+
+    settings = dataclasses.replace(SETTINGS, turn_deadline_s=0.1)
+    ctx = grow(Star(), Unhurried(walker(lambda rng: "+")), settings=settings)
+    late = unscored(ctx.trees)
+    assert len(late) == 12 and {n.status for n in late} == {"censored"} and "0.1 s" in late[0].reason
+    assert {len(tree) for tree in ctx.trees.values()} == {9}  # the prompt, and two turns of four rollouts
+    assert all(n.n_action > 0 for n in late)  # what was sampled of the second turn came back
+
+
 class CountedNodes(list[Node]):
     """Nodes of a tree that know how often somebody went through all of them."""
 

@@ -62,10 +62,11 @@ class Sampled:
     ending: Ending | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Asked(Generic[T]):
     owner: T
     since: float
+    late: bool = False  # it overran and was aborted
 
 
 class Turns(Generic[T]):
@@ -78,7 +79,6 @@ class Turns(Generic[T]):
         self._max_tokens, self._deadline_s = max_tokens, deadline_s
         self._overrun = Ending("censored", f"engine: no turn within {deadline_s:g} s")
         self._asked: dict[int, _Asked[T]] = {}  # by request id
-        self._late: set[T] = set()  # owners of turns that overran and were aborted
         self._lost: Ending | None = None  # the engine is
 
     def __len__(self) -> int:
@@ -112,7 +112,7 @@ class Turns(Generic[T]):
             self._asked.clear()
             return lost
         return [
-            (asked.owner, self._read(asked.owner, completion))
+            (asked.owner, self._read(completion, late=asked.late))
             for completion in completions
             if (asked := self._asked.pop(completion.request_id, None))  # else it was given up at its deadline
         ]
@@ -122,8 +122,8 @@ class Turns(Generic[T]):
         now = time.monotonic()
         given_up = []
         for request_id, asked in list(self._asked.items()):
-            if asked.owner not in self._late and now - asked.since > self._deadline_s:
-                self._late.add(asked.owner)
+            if not asked.late and now - asked.since > self._deadline_s:
+                asked.late = True
                 self._abort(request_id)
             elif now - asked.since > self._deadline_s + ABORT_GRACE_S:
                 del self._asked[request_id]
@@ -139,7 +139,7 @@ class Turns(Generic[T]):
         with contextlib.suppress(Exception):  # an engine that cannot is found out by its next `poll`
             self._engine.abort(request_id)
 
-    def _read(self, owner: T, completion: Completion) -> Sampled:
+    def _read(self, completion: Completion, *, late: bool) -> Sampled:
         """A completion with its text; as an error without tokens when they can neither be trained on nor read."""
         action, problem = "", _problem(completion, self._max_tokens)
         if not problem:
@@ -159,9 +159,7 @@ class Turns(Generic[T]):
             return Sampled(completion, action)
         status: Status = "failed" if completion.finish == "error" else "censored"
         reason = f"engine: {completion.error or 'the request was aborted'}"
-        return Sampled(
-            completion, action, Ending(status, self._overrun.reason if owner in self._late else reason)
-        )
+        return Sampled(completion, action, Ending(status, self._overrun.reason if late else reason))
 
 
 def _problem(completion: Completion, max_tokens: int) -> str:
