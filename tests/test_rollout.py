@@ -389,7 +389,7 @@ def test_what_an_overdue_turn_had_sampled_is_kept_and_billed() -> None:
 
 def test_a_turn_is_aborted_at_its_deadline_also_after_one_that_was_aborted_too_late() -> None:
     class Unhurried(ScriptedEngine):
-        """Gives nothing until a request is aborted; then a first turn whole, for it had just ended, and of later ones a part."""
+        """Gives nothing until a request is aborted; then a first turn whole, for it had just ended, of later ones a part."""
 
         def poll(self, timeout_s: float) -> list[Completion]:
             time.sleep(0.01)
