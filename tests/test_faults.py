@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.walk import RENDERER, Walk, WalkEnv, random_walk, walker
-from tests.test_rollout import Star, grow, unscored
+from tests.test_rollout import ForkMidway, Star, grow, unscored
 from trace_gym.algorithm import RunContext, StepContext
 from trace_gym.engine import Completion, ScriptedEngine
 from trace_gym.env import Turn
@@ -122,6 +122,25 @@ def test_forks_that_break_or_hang(fault: Callable[[Any], Any], status: str, reas
     assert broken and all(node.status == status and reason in node.reason for node in broken)
     assert any(tree.outcomes() for tree in ctx.trees.values())
     healthy(ctx, ledger)
+
+
+def test_an_instance_that_broke_is_not_used_again() -> None:
+    class Fragile(WalkEnv):
+        broken = False
+
+        def step(self, action: str) -> Any:
+            if self.broken:
+                used_again.append(action)
+            try:
+                return super().step(action)
+            except RuntimeError:
+                self.broken = True
+                raise
+
+    used_again: list[str] = []
+    engine = ScriptedEngine(walker(lambda rng: "raise" if rng.random() < 0.2 else "+"), burst=1)
+    ctx = grow(ForkMidway(), engine, env=Fragile())
+    assert len(unscored(ctx.trees)) > 2 and not used_again
 
 
 class Closed(WalkEnv):

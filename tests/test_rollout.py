@@ -281,7 +281,7 @@ def test_a_full_context_truncates_with_reward_zero() -> None:
     ctx = grow(Star(), engine)
     leaves = [tree[leaf] for tree in ctx.trees.values() for leaf in tree.leaves()]
     assert {leaf.status for leaf in leaves} == {"truncated"}
-    assert all(leaf.reward == 0.0 for leaf in leaves)
+    assert all(leaf.reward == 0.0 and leaf.n_action == 0 for leaf in leaves)
     assert all(len(tree.tokens(leaf)) <= 40 + 20 for tree in ctx.trees.values() for leaf in tree.leaves())
 
 
@@ -295,8 +295,40 @@ def test_an_unfinished_turn_is_closed_by_the_renderer() -> None:
     assert node.tokens[node.n_action] == RENDERER.END
 
 
+def test_what_ends_an_episode_is_not_shown() -> None:
+    ctx = grow(Star(), ScriptedEngine(walker(lambda rng: "stop")))
+    leaves = [tree[leaf] for tree in ctx.trees.values() for leaf in tree.leaves()]
+    assert {leaf.observation for leaf in leaves} == {"lost"}
+    assert all(len(leaf.tokens) == leaf.n_action > 0 for leaf in leaves)
+
+
+def test_instances_serve_one_rollout_after_another() -> None:
+    class Counted(WalkEnv):
+        def fork(self) -> Any:
+            forks.append(1)
+            return super().fork()
+
+    forks: list[int] = []
+    grow(ForkMidway(), ScriptedEngine(walker(lambda rng: "+")), env=Counted())
+    assert len(forks) <= 9  # of 15 rollouts, no more than three of each tree run at once
+
+
+def test_a_step_that_is_interrupted_leaves_no_turn_running() -> None:
+    class Interrupted(Star):
+        def plan(self, ctx: StepContext) -> Sequence[Branch]:
+            if ctx.idle:
+                raise KeyboardInterrupt
+            return super().plan(ctx)
+
+    engine = ScriptedEngine(walker(lambda rng: "stop"), burst=1)
+    with pytest.raises(KeyboardInterrupt):
+        grow(Interrupted(), engine, settings=dataclasses.replace(SETTINGS, lockstep=True))
+    assert not engine._waiting and len(engine._aborted) == 8  # one tree of three had ended
+
+
 def test_no_anchor_past_an_irreversible_call() -> None:
     ctx = grow(Star(), ScriptedEngine(walker(lambda rng: "void" if rng.random() < 0.5 else "+")))
+    assert not unscored(ctx.trees)  # the rollouts go on
     for tree in ctx.trees.values():
         for index in range(1, len(tree)):
             if any(tree[i].action == "void" for i in tree.path(index)):
