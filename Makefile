@@ -40,7 +40,7 @@ pictures: $(STAMP)
 	TRACE_GYM_PICTURES=$(RUNS) $(BIN)/python -m pytest tests/view -k pictures
 
 test-vllm: $(VLLM_STAMP)
-	$(VLLM_BIN)/python -m pytest -m 'vllm and not gpu'
+	$(VLLM_BIN)/python -m pytest -m 'vllm and not gpu' tests/engines
 
 $(VLLM_STAMP): pyproject.toml
 	@echo 'Installing into .venv-vllm: several minutes and 4 GB, once.'
