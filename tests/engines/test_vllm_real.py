@@ -1,4 +1,4 @@
-"""vLLM itself: `make test-vllm` runs these in an environment that has it. A tiny Llama, and SmolLM2 where it is cached."""
+"""vLLM itself: `make test-vllm` runs these in an environment that has it. A tiny Llama."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trace_gym import models
 from trace_gym.engine import Completion, Engine, IntArray, Request
 from trace_gym.engines.vllm import VLLMEngine
 from trace_gym.engines.vllm_start import CPU_BLOCK, start
@@ -272,40 +271,3 @@ def test_no_process_stays_behind(folder: Path, end: str) -> None:
     while (left := _of_session(program.pid)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left == []
-
-
-@pytest.mark.slow
-def test_a_training_step_with_a_published_model(tmp_path: Path) -> None:
-    """SmolLM2 through `trace-gym train`: sampled by vLLM, learned from, and sampled again with the new weights."""
-    from trace_gym.config import load_config
-    from trace_gym.observer import Silent
-    from trace_gym.train import train
-
-    if not models.is_cached("smollm2-135m"):
-        pytest.skip("SmolLM2 is not here: trace-gym model get smollm2-135m")
-    words = (
-        "policy.path=smollm2-135m",
-        "engine.kind=vllm",
-        "engine.max_context=1024",
-        "engine.cache_gib=0.5",
-        "policy.lora.rank=4",
-        "policy.dtype=bfloat16",
-        "env.options.difficulty=1",
-        "algorithm.group=2",
-        "algorithm.kl=0.01",  # else there is nothing to learn from where all fail alike
-        "rollout.prompts_per_step=2",
-        "rollout.max_tokens=12",
-        "rollout.turn_deadline_s=600",
-        "eval.tasks=2",
-        "eval.greedy=false",
-        "budget.steps=1",
-        "log.tensorboard=false",
-        f"out={tmp_path}",
-    )
-    run = train(load_config(None, words), Silent())
-    (row,) = run.metrics()
-    assert row["unscored"] == 0
-    assert all(
-        float(row[name]) > 0 for name in ("policy_tokens", "seconds_engine", "seconds_load", "grad_norm")
-    )
-    assert [e["step"] for e in run.evals()] == [0, 1]
