@@ -12,6 +12,7 @@ __all__ = ["COSTS", "page", "rows"]
 UNKNOWN = "not on record"
 COSTS = {  # as recorded on the pages themselves; 2 CPU cores
     "supervised/summary.md": "about 8 minutes a seed",
+    "cpu/README.md": "59 minutes by two workers",
     "smollm2/summary.md": "40 steps of 28 s, then evaluations",
     "tools.md": "1 min 46 s for BFCL's judge",
     "trace/README.md": "Math-v0: 115 runs of 98 s on average, Relay: 500 of 4 s",
