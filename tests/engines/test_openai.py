@@ -361,9 +361,31 @@ def test_weights_go_through_a_folder_and_the_server_is_told(tmp_path: Path) -> N
         engine.load([("a", torch.tensor([5.0]))], 2)
         engine.load((), 3)
     assert seen == [4.0, 5.0] and engine.version == 3
-    assert [p.name for p in tmp_path.iterdir()] == ["version-2"]
+    (own,) = tmp_path.iterdir()
+    assert [p.name for p in own.iterdir()] == ["version-2"]
+    engine.close()
+    assert list(tmp_path.iterdir()) == []
     paths = [a.path for a in service.asked[3:]]
     assert paths == ["/collective_rpc", "/reset_prefix_cache"] * 2 + ["/reset_prefix_cache"]
+
+
+def test_runs_that_share_a_folder_keep_their_weights_apart(tmp_path: Path) -> None:
+    places: list[Path] = []
+
+    def answer(asked: Asked) -> Told:
+        if asked.path == "/collective_rpc":
+            places.append(Path(asked.json["kwargs"]["weights_path"]))
+        return Told()
+
+    with served(answer) as service:
+        engines = [engine_of(service, weights_folder=str(tmp_path)) for _ in range(2)]
+        for number, engine in enumerate(engines):
+            engine.load([("a", torch.tensor([float(number)]))], 0)
+        assert [float(load_file(place / "model.safetensors")["a"][0]) for place in places] == [0.0, 1.0]
+        engines[0].load([("a", torch.tensor([2.0]))], 1)
+        engines[0].close()
+        assert [place.exists() for place in places] == [False, True, False]
+        engines[1].close()
 
 
 def test_a_server_that_does_not_reload_is_one_line(tmp_path: Path) -> None:

@@ -76,8 +76,9 @@ class _Job:
 class OpenAIEngine:
     """See the module. `url` ends in /v1; `model` is the name there (empty: the first). `key`: sent as a bearer token.
 
-    `weights_folder`: where `load` writes the weights for the server to read; none: they cannot be replaced. For one
-    thread. Raises `EngineError` for a server that cannot be reached or does not return what is needed.
+    `weights_folder`: where `load` writes the weights for the server to read, in a folder of this engine's that is gone once it
+    is closed; none: they cannot be replaced. For one thread. Raises `EngineError` for a server that cannot be reached or does
+    not return what is needed.
     """
 
     def __init__(
@@ -175,6 +176,8 @@ class OpenAIEngine:
         self._aborted.clear()
         if not self._closed:
             self._workers.close()
+            if self._weights is not None:
+                self._weights.close()
         self._closed = True
 
     # ---- a request, in its thread -----------------------------------------------------------------------------------
