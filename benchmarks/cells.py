@@ -219,8 +219,8 @@ def area(result: Result, budget: float, *, start: float | None = None) -> float:
     """Mean success over the budget: the trapezoid under the curve, nan without one.
 
     `start` is success before training, where it was measured elsewhere; without it the curve's first value is held back to 0,
-    for an exact curve starts after the first step, and the tokens of that step must not count as failure. The last value is
-    held to `budget`.
+    for an exact curve starts after the first step, and the tokens of that step must not count as failure; nan where it should
+    have been measured and was not, and then the area is nan. The last value is held to `budget`.
     """
     tokens, success = curve(result)
     if not len(tokens):

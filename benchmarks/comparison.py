@@ -38,7 +38,7 @@ class Run:
     tokens: Floats = field(repr=False)  # [n] policy tokens sampled by then
     success: Floats = field(repr=False)  # [n]
     start: float | None  # success before training
-    area: float
+    area: float  # nan where other seeds tell their start and this one does not
     record: Mapping[str, Any] = field(repr=False)
 
     def success_at(self, budget: float) -> float:
@@ -132,13 +132,17 @@ def read_comparison(path: Path) -> Comparison:
         (r["environment"], r["seed"]): float(row["eval_success"])
         for r in trained
         for row in r["evals"]
-        if row["policy_tokens"] == 0
+        if row["policy_tokens"] == 0 and not np.isnan(row["eval_success"])
     }
-    runs = [_run(suite, r, starts.get((r["environment"], r["seed"]))) for r in trained]
+    runs = [_run(suite, r, starts) for r in trained]
     return Comparison(suite, runs, records)
 
 
-def _run(suite: Suite, record: Mapping[str, Any], start: float | None) -> Run:
+def _run(suite: Suite, record: Mapping[str, Any], starts: Mapping[tuple[str, int], float]) -> Run:
+    """The baseline measures the start for all of its seed. Where that run failed the others' areas would begin with their first
+    value, too high beside those of other seeds: they are not known. Where nobody measures it, all begin like that."""
+    start = starts.get((record["environment"], record["seed"]))
+    told = any(world == record["environment"] for world, _ in starts)
     record = {**record, "metrics": [_of_prompts(row) for row in record["metrics"]]}
     result = result_of(record)
     tokens, success = curve(result)
@@ -154,7 +158,7 @@ def _run(suite: Suite, record: Mapping[str, Any], start: float | None) -> Run:
         tokens,
         success,
         start,
-        area(result, _tokens(suite, record), start=start),
+        area(result, _tokens(suite, record), start=float("nan") if told and start is None else start),
         record,
     )
 

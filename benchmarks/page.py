@@ -1,7 +1,8 @@
 """A page as a list of blocks, written once as Markdown with its pictures beside it and once as one HTML file with them inside.
 
 Invariant: every text is hostile. In HTML all of it is escaped and nothing is fetched or run (the page forbids itself both); in
-Markdown it can neither leave its table cell or its code block nor become a tag or a link.
+Markdown it can neither leave its table cell or its code block nor become a tag or a link. A bare address, `@name` or `#123` is
+made a link by code hosts however it is escaped, and is left alone in code: so there it stands as code.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ figcaption { color: #444; font-size: 0.9rem }
 pre { background: #f4f4f4; padding: 0.8rem; overflow-x: auto; font-size: 0.8rem }
 """
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_BETWEEN = re.compile(r"([\s`|\\<>()\[\]]+)")  # words
+_LINK = re.compile(r"://|www\.|@\w|#\d|\bGH-\d", re.IGNORECASE)
+_MARK = re.compile(r"[\\`*_\[\]<>#]|&(?=#?\w+;)")
 _NUMBER = re.compile(r"^[+-]?[\d,.]+%?( \[.*\]| to [\d,.]+)?$|^–$")
 
 
@@ -157,7 +161,7 @@ def _markdown(block: Block) -> str:
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
             code = f"{fence}\n{printable(text).rstrip()}\n{fence}"
             return (
-                f"<details><summary>{_escaped(summary)}</summary>\n\n{code}\n\n</details>"
+                f"<details><summary>{_summary(summary)}</summary>\n\n{code}\n\n</details>"
                 if summary
                 else code
             )
@@ -167,15 +171,22 @@ def _table_cell(text: str) -> str:
     return text if text == "---" else _plain(text).replace("|", "\\|")
 
 
+def _summary(text: str) -> str:
+    """HTML, which a page of Markdown may hold."""
+    words = _BETWEEN.split(printable(text))
+    return "".join(f"<code>{html.escape(w)}</code>" if _LINK.search(w) else html.escape(w) for w in words)
+
+
 def _plain(text: str, *, code: bool = False) -> str:
-    """On one line, with what Markdown would read as a mark made plain; `code` leaves back-quotes."""
+    """On one line, with what Markdown would read as a mark made plain; `code` leaves pairs of back-quotes."""
     line = " ".join(printable(text).split())
-    marks = r"\*_[]<>#" if code else r"\`*_[]<>#"
-    if not code:
-        return "".join(f"\\{c}" if c in marks else c for c in line)
     parts = line.split("`")
-    if len(parts) % 2 == 0:
-        return _plain(text)
-    return "`".join(
-        p if i % 2 else "".join(f"\\{c}" if c in marks else c for c in p) for i, p in enumerate(parts)
+    if not code or len(parts) % 2 == 0:
+        return _unmarked(line)
+    return "`".join(part if i % 2 else _unmarked(part) for i, part in enumerate(parts))
+
+
+def _unmarked(line: str) -> str:
+    return "".join(
+        f"`{word}`" if _LINK.search(word) else _MARK.sub(r"\\\g<0>", word) for word in _BETWEEN.split(line)
     )

@@ -134,7 +134,6 @@ def _world(found: Comparison, world: str) -> Iterator[Block]:
 
 def _row(found: Comparison, world: str, name: str) -> list[str]:
     runs, base = found.of(world, name), found.suite.baseline
-    starts = [run.start for run in runs if run.start is not None]
     rates = sorted({run.rate for run in runs if run.rate is not None})
     differences = {
         what: paired(
@@ -147,10 +146,10 @@ def _row(found: Comparison, world: str, name: str) -> list[str]:
     return [
         name,
         str(len(runs)),
-        f"{np.mean(starts):.3f}" if starts else NOTHING,
+        _mean([np.nan if run.start is None else run.start for run in runs]),
         f"{np.mean([run.final for run in runs]):.3f}",
         "" if name == base else _difference(differences["final"], len(runs)),
-        f"{np.mean([run.area for run in runs]):.3f}",
+        _mean([run.area for run in runs]),
         "" if name == base else _difference(differences["area"], len(runs)),
         f"{np.mean([run.mean('effective_ratio', 'prompts') for run in runs]):.2f}",
         _range([run.spent for run in runs]),
@@ -163,8 +162,17 @@ def _difference(found: Estimate, seeds: int) -> str:
     if found.n == 0:
         return NOTHING
     interval = "" if found.n < 2 else f" [{found.low:+.3f}, {found.high:+.3f}]"
-    fewer = "" if found.n == seeds else f" ({found.n} of {seeds} seeds)"
-    return f"{found.value:+.3f}{interval}{fewer}"
+    return f"{found.value:+.3f}{interval}{_fewer(found.n, seeds)}"
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Of the seeds that have one, and how many these are."""
+    known = [value for value in values if not np.isnan(value)]
+    return f"{np.mean(known):.3f}{_fewer(len(known), len(values))}" if known else NOTHING
+
+
+def _fewer(n: int, seeds: int) -> str:
+    return "" if n == seeds else f" ({n} of {seeds} seeds)"
 
 
 def _range(values: Sequence[float]) -> str:

@@ -32,20 +32,22 @@ def rows(results: Iterable[Result], budget: float) -> list[Row]:
     out: list[Row] = []
     results = list(results)
     starts = starts_of(results)
+    told = {mix for mix, _ in starts}
     for r in results:
         mix, arm, *_ = r.arm.split("/")
         row: Row = {"mix": mix, "arm": arm, "setting": "/".join(r.arm.split("/")[2:]), "seed": r.seed}
         if r.error:
             out.append(row | {"error": r.error})
             continue
-        success, start = curve(r)[1], starts.get((mix, r.seed))
+        success, nan = curve(r)[1], float("nan")
+        start = starts.get((mix, r.seed), nan if mix in told else None)
         total = r.metrics[-1]["policy_tokens"]
         paid = np.array([m["prompts"] for m in r.metrics])
         mixed = np.array([m["effective_ratio"] for m in r.metrics]) * paid
         out.append(
             row
             | {
-                "start": float("nan") if start is None else start,
+                "start": nan if start is None else start,
                 "final": float(success[-1]),
                 "area": area(r, budget, start=start),
                 "greedy": r.greedy,
@@ -114,7 +116,7 @@ def table(found: Sequence[Row], mix: str, arms: Sequence[str]) -> str:
         settings = sorted({str(row["setting"]) for row in found if row["mix"] == mix and row["arm"] == arm})
         lines.append(
             f"| {arm} | {len(final)} | {np.mean(list(final.values())):.3f} | {differences[0]}"
-            f" | {np.mean(list(whole.values())):.3f} | {differences[1]} | {means[0]:.2f} | {means[1]:.2f} | {means[2]:.2f}"
+            f" | {np.nanmean(list(whole.values())):.3f} | {differences[1]} | {means[0]:.2f} | {means[1]:.2f} | {means[2]:.2f}"
             f" | {', '.join(settings)} |"
         )
     return "\n".join(lines) + "\n"

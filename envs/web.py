@@ -22,8 +22,8 @@ import requests
 import urllib3
 
 from trace_gym.envs.naming import split_url
-from trace_gym.envs.web_watch import Watch, WatchedAdapter, is_literal, is_public, same_host, watched
 from trace_gym.errors import ConfigError, ExternalError
+from trace_gym.web_watch import Watch, WatchedAdapter, is_literal, is_public, same_host, watched
 
 __all__ = ["Client", "Limits", "Reply"]
 

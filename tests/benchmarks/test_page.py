@@ -2,8 +2,11 @@
 
 import base64
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
+
+from markdown_it import MarkdownIt
 
 from trace_gym.benchmarks.page import (
     Block,
@@ -78,6 +81,43 @@ def test_markdown_keeps_texts_in_their_places() -> None:
     assert not re.search(r"(?<!\\)\]\((?!one\.svg)", outside), "no link but to the picture"
     fences = re.findall(r"^(`{3,})$", page, re.MULTILINE)
     assert fences == ["````"] * 4, "longer than any run of back-quotes inside"
+
+
+ADDRESSES = (
+    "http://a.b/c_d, https://a.b|c HTTP://A.B see:ftp://a.b www.a.b (www.a.b/c) WWW.a.b x=http://a.b `http://a.b` \\http://a.b "
+    "\\|www.a.b me@a.b a_b@a.b @me @me/us (@me) x`@me` #123 a/b#123 a/b@0a1b2c3 GH-123 <http://a.b> <me@a.b> "
+    "[a](http://a.b) &commat;me me&#64;a.b"
+)
+
+
+def test_no_bare_address_name_or_number_becomes_a_link() -> None:
+    """Code hosts make links of them escaped or not, but not in code."""
+    blocks: list[Block] = [
+        Heading(ADDRESSES),
+        Text(ADDRESSES),
+        Text(ADDRESSES + "`"),
+        Table([ADDRESSES, "n"], [[ADDRESSES, "1"]]),
+    ]
+    page = to_markdown([*blocks, Code("x", ADDRESSES)])
+    tokens = MarkdownIt("commonmark").enable("table").parse(page)
+    shown = [token.children or [] for token in tokens if token.type == "inline"]
+    shown = [parts for parts in shown if len(parts) > 1]  # what is hostile
+    assert {part.type for parts in shown for part in parts} == {"text", "code_inline"}
+    told = ["".join(part.content for part in parts) for parts in shown]
+    assert told == [ADDRESSES, ADDRESSES.replace("`", ""), ADDRESSES + "`", ADDRESSES, ADDRESSES]
+    (folded,) = (
+        token.content for token in tokens if token.type == "html_block" and "summary" in token.content
+    )
+    bare = [re.sub("<code>.*?</code>", "…", folded)]
+    bare += ["".join("…" if p.type == "code_inline" else p.content for p in parts) for parts in shown]
+    for text in bare:
+        assert not re.search(r"://|www\.|@\w|#\d|gh-\d", text, re.IGNORECASE), text
+
+
+def test_long_words_take_no_longer() -> None:
+    start = time.perf_counter()
+    to_markdown([Text("a" * 1_000_000), Text("a@" * 100_000)])
+    assert time.perf_counter() - start < 5
 
 
 def test_a_page_is_written_with_its_pictures(tmp_path: Path) -> None:

@@ -190,6 +190,25 @@ def test_a_difference_tells_when_the_baseline_lacks_seeds(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_areas_without_the_start_of_their_seed_are_not_averaged(tmp_path: Path) -> None:
+    """The baseline's run measures it. Where that failed, the first measurement, 0.2 for 0.1, would stand for it."""
+    lost = [r for r in everything() if (r["algorithm"], r["environment"], r["seed"]) != ("grpo", "one", 1)]
+    runs = comparison(tmp_path, lost).of("one", "trace")
+    assert [np.isnan(run.area) for run in runs] == [False, True, False]
+    assert runs[1].start is None and runs[1].final == 0.5 and runs[1].tokens.tolist() == [40, 90]
+    row = table(page(tmp_path), "## one: at 100")["trace"]
+    areas = [(40 * 0.15 + 50 * (0.2 + final) / 2 + 10 * final) / 100 for final in (0.3, 0.4)]
+    assert float(row["area"].removesuffix(" (2 of 3 seeds)")) == pytest.approx(np.mean(areas), abs=6e-4)
+    assert row["start"] == "0.100 (2 of 3 seeds)"
+    assert row["final"] == "0.400"
+    assert float(row["area less grpo's"].split()[0]) == pytest.approx((0.1 * 0.35 + 0) / 2, abs=6e-4)
+    nobody = [r for r in lost if r["algorithm"] != "grpo"]
+    run = comparison(tmp_path, nobody).of("one", "trace")[1]
+    assert run.area == pytest.approx((40 * 0.2 + 50 * 0.35 + 10 * 0.5) / 100), "alike for all"
+    assert table(page(tmp_path), "## one: at 100")["trace"]["start"] == "–"
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_algorithms_left_out_of_the_whole_are_named(tmp_path: Path) -> None:
     assert "Left out" not in page_of(tmp_path, everything())
     more = [record("one", "trace", s) | {"algorithm": "pcl", "key": f"p{s}"} for s in range(3)]

@@ -44,6 +44,15 @@ def test_an_arm_without_a_start_takes_that_of_its_seed_and_mix() -> None:
     assert tokens.tolist() == [0, 50, 100] and success.tolist() == [0.2, 0.4, 0.4]
 
 
+def test_an_arm_whose_seed_has_lost_its_start_has_no_area() -> None:
+    """The first value, 0.4 for 0.2, would stand for it and lift the mean."""
+    results = [cell("grpo", 0, [(0, 0.2), (100, 0.4)])]
+    results += [cell("trace", seed, [(50, 0.4), (100, 0.4)]) for seed in (0, 1)]
+    found = rows(results, 100.0)
+    assert found[1]["area"] == pytest.approx(0.35) and np.isnan(found[2]["area"])
+    assert "| trace | 2 | 0.400 | +0.000 [+nan, +nan] | 0.350 | +0.050 " in table(found, "broad", ["trace"])
+
+
 def test_the_table_pairs_by_seed_and_tells_what_did_not_run() -> None:
     results = [cell("grpo", s, [(0, 0.2), (100, 0.3 + 0.1 * s)]) for s in range(3)]
     results += [cell("trace", s, [(100, 0.35 + 0.1 * s)]) for s in (2, 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.local_server import Asked, Service, Told, serving
+from tests.support.local_server import Asked, Service, Told, serving, threads_end
 from trace_gym.engine import Completion, Engine, Request
 from trace_gym.engines import openai
 from trace_gym.engines.openai import OpenAIEngine, key_from
@@ -201,6 +202,49 @@ def test_a_stream_past_its_deadline_is_ended() -> None:
     assert done.finish == "error" and "in time" in done.error
 
 
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+SLOW = {
+    "silent": Told(wait_s=4),
+    "headers": Told(body=HEAD + b"X: y\r\n" * 50, raw=True, drip_s=0.05),
+    "body": Told(body=b"data: " + b"x" * 200, drip_s=0.05),
+    "no length": Told(body=HEAD + b"\r\n" + b"x" * 200, raw=True, drip_s=0.05),
+    "refusal": Told(status=400, body=b"x" * 200, drip_s=0.05),
+}
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_whatever_is_slow_ends_at_the_deadline_and_leaves_no_thread(kind: str) -> None:
+    before = set(threading.enumerate())
+    with served(lambda asked: SLOW[kind]) as service:
+        engine = engine_of(service)
+        engine._deadline_s = 0.5  # the probe was given more: a busy machine is no slow server
+        start = time.monotonic()
+        (done,) = complete(engine, ask())
+        engine.close()
+        assert done.finish == "error" and "in time" in done.error
+        assert 0.4 < time.monotonic() - start < 2.5
+        assert threads_end({*before, *_others()})
+
+
+def _others() -> set[threading.Thread]:
+    """Not the engine's: the service goes on dripping until it is closed."""
+    return {
+        t
+        for t in threading.enumerate()
+        if t.name != "trace_gym-worker" and not isinstance(t, threading.Timer)
+    }
+
+
+def test_a_slow_answer_to_a_command_ends_at_the_deadline(tmp_path: Path) -> None:
+    with served(lambda asked: Told(body=b'{"results": "' + b"x" * 400, drip_s=0.05)) as service:
+        engine = engine_of(service, weights_folder=str(tmp_path))
+        engine._deadline_s = 0.5
+        start = time.monotonic()
+        with pytest.raises(EngineError, match="in time"):
+            engine.load([("a", torch.ones(1))], 1)
+        assert time.monotonic() - start < 2.5
+
+
 def test_no_more_requests_are_under_way_than_max_batch() -> None:
     running = most = 0
 
@@ -317,9 +361,31 @@ def test_weights_go_through_a_folder_and_the_server_is_told(tmp_path: Path) -> N
         engine.load([("a", torch.tensor([5.0]))], 2)
         engine.load((), 3)
     assert seen == [4.0, 5.0] and engine.version == 3
-    assert [p.name for p in tmp_path.iterdir()] == ["version-2"]
+    (own,) = tmp_path.iterdir()
+    assert [p.name for p in own.iterdir()] == ["version-2"]
+    engine.close()
+    assert list(tmp_path.iterdir()) == []
     paths = [a.path for a in service.asked[3:]]
     assert paths == ["/collective_rpc", "/reset_prefix_cache"] * 2 + ["/reset_prefix_cache"]
+
+
+def test_runs_that_share_a_folder_keep_their_weights_apart(tmp_path: Path) -> None:
+    places: list[Path] = []
+
+    def answer(asked: Asked) -> Told:
+        if asked.path == "/collective_rpc":
+            places.append(Path(asked.json["kwargs"]["weights_path"]))
+        return Told()
+
+    with served(answer) as service:
+        engines = [engine_of(service, weights_folder=str(tmp_path)) for _ in range(2)]
+        for number, engine in enumerate(engines):
+            engine.load([("a", torch.tensor([float(number)]))], 0)
+        assert [float(load_file(place / "model.safetensors")["a"][0]) for place in places] == [0.0, 1.0]
+        engines[0].load([("a", torch.tensor([2.0]))], 1)
+        engines[0].close()
+        assert [place.exists() for place in places] == [False, True, False]
+        engines[1].close()
 
 
 def test_a_server_that_does_not_reload_is_one_line(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from tests.support.local_server import Told, free_port, serving, threads_end
 from trace_gym.envs.naming import split_url
 from trace_gym.envs.web import Client, Limits
-from trace_gym.envs.web_watch import is_public
 from trace_gym.errors import ConfigError, ExternalError
+from trace_gym.web_watch import is_public
 
 PATIENT = Limits(total_s=20.0, first_wait_s=0.02, answer_bytes=10_000)  # a busy machine is no slow service
 HASTY = Limits(total_s=0.35, first_wait_s=0.02, answer_bytes=10_000)

@@ -2,10 +2,10 @@
 
 Each request is one streamed HTTP call in a thread of its own, `max_batch` at a time; the server batches. Invariants: every
 call goes to the host that was configured, straight there and with no redirect followed; a call is tried again only before
-its first token; a stream ends at `deadline_s`, one whose server has fallen silent within twice that, and closing its
-connection, which an abort does with the next token, ends it on the server. What a server cannot prove it has not got: one
-that returns no token ids is refused at once, and one whose log-probs are not those of the tempered distribution samples at
-temperatures 0 and 1 alone. Whatever it sends costs the one request that it answers.
+its first token; a request ends at `deadline_s`, whatever the server does or leaves undone, and closing its connection, which
+an abort does with the next token, ends it on the server. What a server cannot prove it has not got: one that returns no token
+ids is refused at once, and one whose log-probs are not those of the tempered distribution samples at temperatures 0 and 1
+alone. Whatever it sends costs the one request that it answers.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +28,7 @@ import urllib3
 from trace_gym.engine import Completion, Finish, Request, Weights
 from trace_gym.engines.remote_weights import WeightsFolder
 from trace_gym.errors import EngineError
+from trace_gym.web_watch import WatchedAdapter, watched
 from trace_gym.workers import Workers
 
 __all__ = ["OpenAIEngine"]
@@ -74,8 +76,9 @@ class _Job:
 class OpenAIEngine:
     """See the module. `url` ends in /v1; `model` is the name there (empty: the first). `key`: sent as a bearer token.
 
-    `weights_folder`: where `load` writes the weights for the server to read; none: they cannot be replaced. For one
-    thread. Raises `EngineError` for a server that cannot be reached or does not return what is needed.
+    `weights_folder`: where `load` writes the weights for the server to read, in a folder of this engine's that is gone once it
+    is closed; none: they cannot be replaced. For one thread. Raises `EngineError` for a server that cannot be reached or does
+    not return what is needed.
     """
 
     def __init__(
@@ -173,6 +176,8 @@ class OpenAIEngine:
         self._aborted.clear()
         if not self._closed:
             self._workers.close()
+            if self._weights is not None:
+                self._weights.close()
         self._closed = True
 
     # ---- a request, in its thread -----------------------------------------------------------------------------------
@@ -191,7 +196,8 @@ class OpenAIEngine:
 
     def _stream(self, job: _Job) -> None:
         """Send the request and take tokens as they come."""
-        with self._post("/completions", self._body(job.request, job.limit), job.deadline) as answer:
+        body = self._body(job.request, job.limit)
+        with self._sent("POST", f"{self._url}/completions", body, job.deadline) as answer:
             for event in _events(answer, job):
                 usage = event.get("usage") or {}
                 details = usage.get("prompt_tokens_details") or {}
@@ -199,8 +205,8 @@ class OpenAIEngine:
                 job.cached = min(max(cached, 0), len(job.request.tokens))
                 for choice in event.get("choices", ()):
                     self._take(job, choice)
-        if job.finish == "error" and not job.given_up:
-            raise _Again("the answer broke off")
+            if job.finish == "error" and not job.given_up:
+                raise _Again("the answer broke off")
         if job.finish == "stop" and not (job.tokens and job.tokens[-1] in job.request.stop):
             raise EngineError("the server ended the turn at a token that does not end turns")
 
@@ -249,40 +255,47 @@ class OpenAIEngine:
     def _host(self) -> str:
         return urlsplit(self._url).netloc
 
-    def _post(self, path: str, body: object, deadline: float) -> requests.Response:
-        return self._send("POST", self._url + path, body, deadline)
-
-    def _send(self, method: str, url: str, body: object, deadline: float) -> requests.Response:
-        """An answer with status 200, its body yet to be read. Raises `_Again` or `EngineError`."""
-        left_s = deadline - time.monotonic()
-        if left_s <= 0:
-            raise EngineError(f"{self._host} gave no answer in time")
-        with requests.Session() as session:  # a connection a request: it can be closed to end the request
+    @contextmanager
+    def _sent(self, method: str, url: str, body: object, deadline: float) -> Iterator[requests.Response]:
+        """An answer with status 200, its body yet to be read. The connection is shut down at the deadline, whatever is
+        waited for. Raises `_Again` or `EngineError`, also for what goes wrong with the body."""
+        late = EngineError(f"{self._host} gave no answer in time")
+        if time.monotonic() >= deadline:
+            raise late
+        with watched(lambda host, address: True, deadline) as watch, requests.Session() as session:
             session.trust_env = False  # no proxy, no .netrc
+            session.mount("http://", WatchedAdapter())
+            session.mount("https://", WatchedAdapter())
             try:
-                answer = session.request(
+                with session.request(
                     method,
                     url,
                     json=body,
                     headers=self._headers,
                     stream=True,
                     allow_redirects=False,
-                    timeout=(min(CONNECT_S, left_s), left_s),
-                )
-            except requests.RequestException as error:
-                raise _Again(type(error).__name__) from error
+                    timeout=(min(CONNECT_S, watch.left_s), watch.left_s),
+                ) as answer:
+                    self._check(answer)
+                    yield answer
+            except (requests.RequestException, _Again, ValueError) as error:
+                if time.monotonic() >= deadline:  # it may look like an answer that was broken off or is empty
+                    raise late from error
+                if isinstance(error, requests.RequestException):
+                    raise _Again(type(error).__name__) from error
+                raise
+
+    def _check(self, answer: requests.Response) -> None:
         if answer.status_code == 200:
-            return answer
-        with answer:
-            if answer.status_code in TRANSIENT:
-                raise _Again(f"status {answer.status_code}", _retry_after(answer))
-            text = _text(answer) if answer.status_code in (400, 404, 422) else ""
-            raise EngineError(f"{self._host} answered with status {answer.status_code} {text}".strip())
+            return
+        if answer.status_code in TRANSIENT:
+            raise _Again(f"status {answer.status_code}", _retry_after(answer))
+        text = _text(answer) if answer.status_code in (400, 404, 422) else ""
+        raise EngineError(f"{self._host} answered with status {answer.status_code} {text}".strip())
 
     def _json(self, method: str, url: str, body: object = None, *, within_s: float = 30.0) -> Any:
-        deadline = time.monotonic() + within_s
         try:
-            with self._send(method, url, body, deadline) as answer:
+            with self._sent(method, url, body, time.monotonic() + within_s) as answer:
                 return json.loads(_text(answer, EVENT_BYTES) or "null")
         except (_Again, ValueError, RecursionError) as error:
             raise EngineError(f"{url} gave no usable answer: {error}") from error
@@ -373,7 +386,7 @@ def _ids_and_logprobs(choice: Mapping[str, Any]) -> tuple[list[int], list[float]
 
 
 def _events(answer: requests.Response, job: _Job) -> Iterator[dict[str, Any]]:
-    """The events of a stream, until the job is given up or late."""
+    """The events of a stream, until the job is given up."""
     rest = b""
     try:
         while piece := answer.raw.read1(
@@ -381,8 +394,6 @@ def _events(answer: requests.Response, job: _Job) -> Iterator[dict[str, Any]]:
         ):  # what there is; `iter_content` may wait
             if job.given_up:
                 return
-            if time.monotonic() > job.deadline:
-                raise EngineError("the server gave no answer in time")
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
                 data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""

@@ -2,11 +2,13 @@
 
 The server reads safetensors files when it is told to (`collective_rpc`, which it offers when started with
 VLLM_SERVER_DEV_MODE=1) and forgets what it computed under the old weights. A version is a folder of its own, written under
-another name first, so that what is read is whole; the one before is removed once the server has the new one.
+another name first, so that what is read is whole; the one before is removed once the server has the new one. All of them lie
+in a folder that no other engine has, so runs may share what they were given: versions are numbers that each of them uses.
 """
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +23,8 @@ class WeightsFolder:
     """See the module. `control(path, body)` calls one of the server's routes and raises `EngineError` if that fails."""
 
     def __init__(self, folder: str, control: Callable[[str, object], None]) -> None:
-        self._folder, self._control = Path(folder).absolute(), control
+        # Not tempfile's, which the server's user could not read.
+        self._folder, self._control = Path(folder).absolute() / f"run-{secrets.token_hex(8)}", control
         self._last: Path | None = None
 
     def replace(self, weights: Weights, version: int) -> None:
@@ -35,6 +38,10 @@ class WeightsFolder:
                 shutil.rmtree(self._last, ignore_errors=True)
             self._last = fresh
         self._control("/reset_prefix_cache", None)
+
+    def close(self) -> None:
+        """Remove what was written: the server holds it in its own memory."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _write(self, tensors: dict[str, object], version: int) -> Path:
         from safetensors.torch import save_file

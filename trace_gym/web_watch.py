@@ -1,8 +1,9 @@
 """How a connection is made and unmade: to an address that was checked, and never beyond its deadline.
 
 Timeouts of sockets bound each wait, not their sum: a service that sends a byte a second is never late. So a watch holds a
-twin of the connection's socket and shuts the connection down when time is up, whatever it waits for. `requests` is made
-to connect through the watch of the calling thread, which is what `WatchedAdapter` is for.
+twin of the connection's socket and shuts the connection down when time is up, whatever it waits for; looking up a name
+alone has the resolver's own limits. `requests` is made to connect through the watch of the calling thread, which is what
+`WatchedAdapter` is for.
 """
 
 from __future__ import annotations
