@@ -5,7 +5,7 @@
 Whole steps of GRPO by `train` itself, with SmolLM2-135M and adapters on `speed_loop`'s environment, where every rollout has
 two turns of nearly full length. Wall seconds from the end of one step to the end of the next, for a CPU's seconds are the same
 either way; the machine must have a core to spare. Rollouts and update have one of torch's threads each. On a GPU both share the
-device, so these figures say nothing of it. Two runs of each, in turn; medians over all their steps but the first and the last.
+device, so these figures say nothing of it. A run of each; medians over all steps but the first and the last.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trace_gym.train import train
 
 __all__ = ["measure", "page"]
 
-STEPS, ROUNDS = 5, 2
+STEPS = 5
 ARMS = {"rollout.ahead=0": 0, "rollout.ahead=1": 1}
 PHASES = ("engine", "update", "wait")
 
@@ -48,19 +48,18 @@ class _Clock(Silent):
 
 def measure(*, quick: bool = False) -> dict[str, Any]:
     """Medians over steps of each arm."""
-    steps, rounds = (3, 1) if quick else (STEPS, ROUNDS)
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
+    steps = 3 if quick else STEPS
+    rows: dict[str, list[dict[str, float]]] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
             policy = untrained(Path(folder) / "policy") if quick else (f"policy.path={BASE}",)
-            for _ in range(rounds):
-                for name, ahead in ARMS.items():
-                    clock = _Clock()
-                    words = (*policy, f"rollout.ahead={ahead}", f"budget.steps={steps}", f"out={folder}/runs")
-                    train(load_config(None, [*SETTING, "log.trees_every_steps=0", *words]), clock)
-                    rows[name] += _steps(clock)
+            for name, ahead in ARMS.items():
+                clock = _Clock()
+                words = (*policy, f"rollout.ahead={ahead}", f"budget.steps={steps}", f"out={folder}/runs")
+                train(load_config(None, [*SETTING, "log.trees_every_steps=0", *words]), clock)
+                rows[name] = _steps(clock)
     finally:
         torch.set_num_threads(threads)
     return {
