@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tests.test_train import alternating
+from trace_gym import rows
 from trace_gym.checkpoint import load_newest, save_checkpoint
 from trace_gym.config import TrainConfig, dump_config
 from trace_gym.errors import RunError
@@ -35,8 +37,8 @@ def config_for(policy: Path, out: Path, *more: str) -> TrainConfig:
 
 def numbers(run: RunFolder) -> list[dict[str, Any]]:
     """Everything recorded except how long it took."""
-    rows = [*RunFolder.open(run.path).metrics(), *RunFolder.open(run.path).evals()]
-    return [{k: v for k, v in row.items() if not k.startswith(("seconds", "tokens_per_s"))} for row in rows]
+    found = [*RunFolder.open(run.path).metrics(), *RunFolder.open(run.path).evals()]
+    return [{k: v for k, v in row.items() if not k.startswith(("seconds", "tokens_per_s"))} for row in found]
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +58,13 @@ class StopAt:
 
 @pytest.mark.parametrize("step", [0, 1, 4])
 def test_a_stopped_run_goes_on_to_the_same_numbers(
-    policy: Path, tmp_path: Path, whole: RunFolder, step: int
+    policy: Path, tmp_path: Path, whole: RunFolder, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rows, "SHARE", 1)
     config = config_for(policy, tmp_path)
     run = train(config, Silent(), stop=StopAt(step))
     assert len(run.metrics()) == step and not run.policy_folder.exists()
+    assert not list(run.path.glob("*.jsonl"))
     again = train(config, Silent(), resume=RunFolder.open(run.path))
     assert again.path == run.path
     np.testing.assert_equal(numbers(again), numbers(whole))
@@ -68,12 +72,12 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(
     assert first == second
 
 
+@pytest.mark.parametrize("share", [rows.SHARE, 1])  # the last rows are in the file, or are lines beside it
 def test_what_was_recorded_after_the_checkpoint_is_recorded_once(
-    policy: Path,
-    tmp_path: Path,
-    whole: RunFolder,
+    policy: Path, tmp_path: Path, whole: RunFolder, share: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dying between a step's record and its checkpoint must not leave the step twice."""
+    monkeypatch.setattr(rows, "SHARE", share)
 
     class Dying(Silent):
         def step(self, metrics: Any) -> None:
@@ -85,7 +89,9 @@ def test_what_was_recorded_after_the_checkpoint_is_recorded_once(
         train(config, Dying())
     (path,) = tmp_path.iterdir()
     assert len(RunFolder.open(path).metrics()) == 5  # step 4 was recorded, the checkpoint is at step 4
+    assert (path / "metrics.jsonl").exists() == (share == 1)
     again = train(config, Silent(), resume=RunFolder.open(path))
+    assert pq.read_table(path / "metrics.parquet").num_rows == STEPS and not list(path.glob("*.jsonl"))
     np.testing.assert_equal(numbers(again), numbers(whole))
 
 

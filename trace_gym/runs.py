@@ -2,16 +2,15 @@
 
     config.yaml   about.json   metrics.parquet   evals.parquet   trees/step-000012.parquet   policy/
 
-Invariant: a file is either whole or absent. Everything is written beside its place, flushed to disk and then renamed,
-so a full disk or a killed process costs the newest row at most. Reading runs no code from a file: Parquet, JSON, YAML
-and msgpack only.
+Invariant: a file is either whole or absent, but for the newest rows of a run that goes on (see `rows`). Everything is
+written beside its place, flushed to disk and then renamed, so a full disk or a killed process costs the newest row at
+most. Reading runs no code from a file: Parquet, JSON, YAML and msgpack only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import io
 import json
 import os
 import platform
@@ -21,19 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from trace_gym.algorithm import Credit, Notes
 from trace_gym.config import TrainConfig, dump_config, load_config
-from trace_gym.errors import ConfigError, PluginError, RunError
-from trace_gym.text import clean_text
+from trace_gym.errors import ConfigError, RunError
+from trace_gym.rows import Row, RowFile, parquet, read_parquet, refusing, write_whole
 from trace_gym.tree import Tree
 from trace_gym.treefile import read_trees, tree_table
 
 __all__ = ["RunFolder", "environment_facts"]
 
-Row = dict[str, float | str]
 PACKAGES = ("trace-gym", "torch", "transformers", "gymnasium", "numpy", "pyarrow", "vllm")
 
 
@@ -42,9 +37,7 @@ class RunFolder:
     """See the module. Make it with `create` or `open`; any method raises `RunError` when the disk refuses."""
 
     path: Path
-    _rows: dict[str, list[Row]] = field(
-        default_factory=dict, repr=False, compare=False
-    )  # files read or written so far
+    _files: dict[str, RowFile] = field(default_factory=dict, repr=False, compare=False)  # used so far
 
     @classmethod
     def create(
@@ -86,40 +79,33 @@ class RunFolder:
 
     def append_metrics(self, row: Mapping[str, float | str]) -> None:
         """Add a step's row. Rows need not have the same columns."""
-        self._append("metrics", row)
+        self._file("metrics").append(row)
 
     def metrics(self) -> list[Row]:
         """The rows appended so far, each with the columns it had."""
-        return list(self._read("metrics"))
+        return list(self._file("metrics").rows)
 
     def append_eval(self, row: Mapping[str, float | str]) -> None:
         """Add an evaluation's row."""
-        self._append("evals", row)
+        self._file("evals").append(row)
 
     def evals(self) -> list[Row]:
         """The evaluations appended so far."""
-        return list(self._read("evals"))
+        return list(self._file("evals").rows)
 
-    def _append(self, file: str, row: Mapping[str, float | str]) -> None:
-        rows = [*self._read(file), {clean_text(name): _plain(name, value) for name, value in row.items()}]
-        self._write(f"{file}.parquet", _parquet(_row_table(rows)))
-        self._rows[file] = rows  # only once the disk has it
+    def settle(self) -> None:
+        """Bring all rows into the Parquet files, once no more are to come."""
+        for name in ("metrics", "evals"):
+            self._file(name).settle()
 
-    def _read(self, name: str) -> list[Row]:
-        if name not in self._rows:
-            path = self.path / f"{name}.parquet"
-            table = _read_parquet(path).to_pylist() if path.exists() else []
-            self._rows[name] = [{k: v for k, v in row.items() if v is not None} for row in table]
-        return self._rows[name]
+    def _file(self, name: str) -> RowFile:
+        return self._files.setdefault(name, RowFile(self.path / f"{name}.parquet"))
 
     def forget_after(self, step: int) -> None:
         """Drop rows and trees of `step` and later, so that a resumed run records them once. Evaluations at `step` stay
         unless it is 0: they came before its checkpoint."""
-        for name, limit in (("metrics", step), ("evals", step + 1 if step else 0)):
-            rows = [row for row in self._read(name) if float(row["step"]) < limit]
-            if len(rows) < len(self._read(name)):
-                self._write(f"{name}.parquet", _parquet(_row_table(rows)))
-                self._rows[name] = rows
+        self._file("metrics").forget_from(step)
+        self._file("evals").forget_from(step + 1 if step else 0)
         for path in (self.path / "trees").glob("step-*.parquet"):
             if int(path.stem.removeprefix("step-")) >= step:
                 try:
@@ -142,7 +128,7 @@ class RunFolder:
     ) -> None:
         """Keep a step's trees, a row per node. Text is kept with lone surrogates replaced."""
         table = tree_table(step, trees, credits or {}, notes or {})
-        self._write(f"trees/{self.trees_path(step).name}", _parquet(table))
+        self._write(f"trees/{self.trees_path(step).name}", parquet(table))
 
     def load_trees(self, step: int) -> list[Tree]:
         """The trees of a step, snapshots included. Raises `RunError` when the file is absent or corrupt."""
@@ -153,19 +139,16 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path} holds no trees of step {step}; it has {has} (see log.trees_every_steps)"
             )
-        return read_trees(_read_parquet(path), str(path))
+        return read_trees(read_parquet(path), str(path))
 
     # ---- the disk ---------------------------------------------------------------------------------------------------
 
     def _write(self, name: str, data: bytes) -> None:
         path = self.path / name
-        try:
-            if path.parent != self.path:
+        if path.parent != self.path:
+            with refusing(path):
                 path.parent.mkdir(exist_ok=True)
-            _write_whole(path, data)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise RunError(f"cannot write {path}: {reason}; what was written before is intact") from error
+        write_whole(path, data)
 
 
 def _new_folder(parent: Path, name: str) -> Path:
@@ -187,71 +170,6 @@ def _new_folder(parent: Path, name: str) -> Path:
             ) from error
         else:
             return path
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` such that a reader, or a crash, sees the old file or the new one and nothing between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    return buffer.getvalue()
-
-
-def _read_parquet(path: Path) -> pa.Table:
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
-        table.validate(full=True)  # text is UTF-8: Parquet's reader takes any bytes for it
-        return table
-    except (OSError, ValueError, pa.ArrowException) as error:
-        brief = " ".join(str(error).split())[:200]
-        raise RunError(
-            f"{path} is corrupt or no Parquet file ({brief}); delete it or restore a copy"
-        ) from error
-
-
-def _plain(name: str, value: object) -> float | str:
-    """A number or a string that Parquet can hold; numpy's and torch's scalars become Python's."""
-    if not isinstance(value, bool | int | float | str) and hasattr(value, "item"):
-        value = value.item()
-    if not isinstance(value, bool | int | float | str):
-        raise PluginError(
-            f"the metric {name!r} is a {type(value).__name__}; a metric is a number or a string"
-        )
-    return clean_text(value) if isinstance(value, str) else value
-
-
-def _row_table(rows: list[Row]) -> pa.Table:
-    """Rows as columns: the union of their keys in order of appearance, null where a row has no value."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
-
-
-def _column(values: list[float | str | None]) -> pa.Array:
-    """One type for the whole column: text if any value is text, whole numbers if all are, else floating point."""
-    present = [value for value in values if value is not None]
-    if any(isinstance(value, str) for value in present):
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
-    if all(isinstance(value, int) and abs(value) < 2**63 for value in present):
-        return pa.array([None if value is None else int(value) for value in values], pa.int64())
-    return pa.array([None if value is None else float(value) for value in values], pa.float64())
 
 
 # ---- facts ----------------------------------------------------------------------------------------------------------

@@ -108,6 +108,7 @@ def _run(s: _Session, run: RunFolder, *, first: int, stop: Callable[[], bool]) -
             break
         if stop():
             _checkpoint(run, s, step)
+            run.settle()
             observer.note(f"stopped before step {step}; go on with: trace-gym train --resume {run.path}")
             boards.close()
             return
@@ -150,6 +151,7 @@ def _finish(s: _Session, run: RunFolder, boards: Boards, step: int) -> None:
             "nothing was trained: the budget does not cover the worst case of a single rollout; raise it"
         )
     _evaluate(s, run, step=step)
+    run.settle()
     s.actor.learner.save_adapter(run.path / "adapter")
     s.actor.learner.save(run.policy_folder, s.actor.tokenizer)
     last = run.evals()[-1] if run.evals() else {}
