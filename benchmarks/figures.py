@@ -69,9 +69,18 @@ def curves(found: Comparison) -> bytes:
             return
         grid = np.linspace(max(r.tokens[0] for r in runs), min(r.tokens[-1] for r in runs), POINTS)
         values = np.array([np.interp(grid, run.tokens, run.success) for run in runs])
-        _line(axis, grid, values, style, name)
+        _line(axis, grid, values, style, name, marks=_measured(grid, runs))
 
     return _by_world(found, draw, "success")
+
+
+def _measured(grid: Floats, runs: Sequence[Run]) -> list[int]:
+    """Places of the grid where success was measured: a mark says so. Of very many, and where runs differ, every sixth place."""
+    times = {len(run.tokens) for run in runs}
+    if len(times) > 1 or max(times) > POINTS // 2:
+        return list(range(0, POINTS, 6))
+    means = np.mean([run.tokens for run in runs], axis=0)
+    return sorted({int(np.abs(grid - tokens).argmin()) for tokens in means})
 
 
 def effective(found: Comparison) -> bytes:
@@ -190,10 +199,12 @@ def _panels(names: Sequence[str], baseline: str) -> list[list[tuple[str, dict[st
     return [first + list(zip(group, STYLES, strict=False)) for group in groups]
 
 
-def _line(axis: Axes, grid: Floats, values: Floats, style: dict[str, Any], name: str) -> None:
+def _line(
+    axis: Axes, grid: Floats, values: Floats, style: dict[str, Any], name: str, marks: Sequence[int]
+) -> None:
     x = grid / 1000
     axis.plot(
-        x, values.mean(axis=0), label=printable(name), markevery=6, markersize=4, linewidth=1.4, **style
+        x, values.mean(axis=0), label=printable(name), markevery=marks, markersize=4, linewidth=1.4, **style
     )
     if len(values) > 1:
         axis.fill_between(

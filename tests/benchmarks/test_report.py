@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -313,3 +314,11 @@ def test_a_table_that_is_none_is_a_clear_error(tmp_path: Path) -> None:
 def test_one_run_alone_makes_a_page(tmp_path: Path) -> None:
     found = comparison(tmp_path, [record("one", "trace", 0)])
     assert "Without a finished run: grpo" in to_markdown(blocks(found))
+
+
+def test_a_curve_is_marked_where_success_was_measured(tmp_path: Path) -> None:
+    runs = comparison(tmp_path).of("one", "grpo")
+    grid = np.linspace(0, 90, figures.POINTS)
+    assert {tuple(run.tokens) for run in runs} == {(0, 40, 90)}
+    assert figures._measured(grid, runs) == [0, 11, 24]  # 11 steps of 3.75 are 41.25: the nearest
+    assert figures._measured(grid, [replace(runs[0], tokens=np.arange(91.0))]) == [0, 6, 12, 18, 24]
