@@ -400,9 +400,13 @@ def at_a_terminal(keys: Sequence[bytes]) -> tuple[int, str]:
         command, stdin=side, stdout=side, stderr=side, start_new_session=True, preexec_fn=_own_terminal
     )
     os.close(side)
-    said, left, end = b"", list(keys), time.monotonic() + 60
+    said, left, end, typed = b"", list(keys), time.monotonic() + 60, time.monotonic()
     while time.monotonic() < end:
         if not select.select([main], [], [], 0.2)[0]:
+            if not left and keys[-1] == b"\x03" and time.monotonic() > typed + 2:
+                # readline looks for signals when it is woken: one between its prompt and its wait is seen at the next key
+                os.write(main, b"\x03")
+                typed = time.monotonic()
             continue
         try:
             data = os.read(main, 65536)
@@ -413,7 +417,7 @@ def at_a_terminal(keys: Sequence[bytes]) -> tuple[int, str]:
             break
         if left and said.rstrip(b"\x1b[?204hl").endswith(b"> "):  # readline ends its prompt with an escape
             os.write(main, left.pop(0))
-            said += b"\n"
+            said, typed = said + b"\n", time.monotonic()
     if time.monotonic() > end:
         process.kill()
     os.close(main)

@@ -208,7 +208,7 @@ def test_a_line_is_named_and_so_is_a_suite_that_was_meant(tmp_path: Path) -> Non
 
 
 def test_every_shipped_suite_can_be_expanded() -> None:
-    assert set(shipped()) == {"ablation", "cpu", "demo", "paper", "smoke", "smollm2", "speed"}
+    assert set(shipped()) == {"ablation", "cpu", "demo", "learn", "paper", "smoke", "smollm2", "speed"}
     for name in shipped():
         loaded = load_suite(name)
         assert loaded.name == name and (loaded.command or len(expand(loaded)) > 1)
