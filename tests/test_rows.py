@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trace_gym import disk
 from trace_gym import rows as module
 from trace_gym.errors import RunError
 from trace_gym.rows import RowFile
@@ -38,7 +39,7 @@ def names(file: RowFile) -> set[str]:
 def test_rows_are_written_about_as_often_as_a_file_has_shares(
     file: RowFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written, real = [0], module.parquet
+    written, real = [0], disk.parquet
 
     def counting(table: Any) -> bytes:
         written[0] += table.num_rows
@@ -130,7 +131,7 @@ def dying(moment: int) -> Iterator[None]:
 
 def test_who_reads_while_rows_are_written_misses_none(file: RowFile, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lines go into the file just after they were read, or before."""
-    count, real = 3 * module.SHARE, module.read_parquet
+    count, real = 3 * module.SHARE, disk.read_parquet
     for n in range(count):
         file.append(row(n))
     file.settle()

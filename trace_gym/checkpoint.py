@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from trace_gym.algorithm import Algorithm
+from trace_gym.disk import sync
 from trace_gym.errors import RunError
 from trace_gym.ledger import Cost, Ledger
 from trace_gym.update import Updater
@@ -56,12 +57,12 @@ def save_checkpoint(
         manifest = {path.name: _digest(path) for path in sorted(fresh.iterdir())}
         (fresh / "manifest.json").write_text(json.dumps(manifest))
         for path in fresh.iterdir():
-            _flush(path)
-        _flush(fresh)
+            sync(path)
+        sync(fresh)
         if place.exists():
             shutil.rmtree(place)
         fresh.rename(place)
-        _flush(folder)
+        sync(folder)
         for old in _found(folder)[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
@@ -125,14 +126,6 @@ def _load_weights(model: Any, saved: Mapping[str, torch.Tensor]) -> None:
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _to_tensors(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Rows that come one at a time and end up in a Parquet file, and how a run's files get onto the disk.
+"""Rows that come one at a time and end up in a Parquet file.
 
     metrics.parquet   the rows, all but the newest        metrics.jsonl   these, a line each: [number of the row, the row]
 
@@ -10,20 +10,18 @@ over. So a process may be killed at any moment, and who reads the lines before t
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from trace_gym.disk import parquet, read_parquet, refusing, sync, write_whole
 from trace_gym.errors import PluginError, RunError
 from trace_gym.text import clean_text
 
-__all__ = ["Row", "RowFile", "parquet", "read_parquet", "refusing", "write_whole"]
+__all__ = ["Row", "RowFile"]
 
 Row = dict[str, float | str]
 SHARE = 64  # of the file's rows, one may be a line
@@ -87,7 +85,7 @@ class RowFile:
                 file.flush()
                 os.fsync(file.fileno())
             if fresh:
-                _sync_folder(self._lines.parent)
+                sync(self._lines.parent)
         self._in_file = in_file
 
     def _read_lines(self) -> Iterator[tuple[int, Row]]:
@@ -137,62 +135,3 @@ def _column(values: list[float | str | None]) -> pa.Array:
     if all(isinstance(value, int) and abs(value) < 2**63 for value in present):
         return pa.array([None if value is None else int(value) for value in values], pa.int64())
     return pa.array([None if value is None else float(value) for value in values], pa.float64())
-
-
-# ---- the disk -------------------------------------------------------------------------------------------------------
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` such that a reader, or a crash, sees the old file or the new one and nothing between. Raises
-    `RunError`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with refusing(path):
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)  # the rename itself
-
-
-@contextlib.contextmanager
-def refusing(path: Path) -> Iterator[None]:
-    """The disk's refusals as `RunError`."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunError(f"cannot write {path}: {reason}; what was written before is intact") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def parquet(table: pa.Table) -> bytes:
-    """The table as a file's bytes, with checksums."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    return buffer.getvalue()
-
-
-def read_parquet(path: Path) -> pa.Table:
-    """The table in a file. Raises `RunError` where it is corrupt."""
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
-        table.validate(full=True)  # text is UTF-8: Parquet's reader takes any bytes for it
-        return table
-    except (OSError, ValueError, pa.ArrowException) as error:
-        brief = " ".join(str(error).split())[:200]
-        raise RunError(
-            f"{path} is corrupt or no Parquet file ({brief}); delete it or restore a copy"
-        ) from error

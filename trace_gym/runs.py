@@ -22,8 +22,9 @@ from typing import Any
 
 from trace_gym.algorithm import Credit, Notes
 from trace_gym.config import TrainConfig, dump_config, load_config
+from trace_gym.disk import parquet, read_parquet, refusing, write_whole
 from trace_gym.errors import ConfigError, RunError
-from trace_gym.rows import Row, RowFile, parquet, read_parquet, refusing, write_whole
+from trace_gym.rows import Row, RowFile
 from trace_gym.tree import Tree
 from trace_gym.treefile import read_trees, tree_table
 

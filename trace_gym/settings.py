@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from trace_gym.aliases import values
 from trace_gym.errors import ConfigError
 
 __all__ = ["Settings", "flow", "setting"]
@@ -135,7 +136,7 @@ def _parse(text: str, name: str) -> tuple[Any, dict[Key, int]]:
         node = loader.get_single_node()
         if node is None:
             return None, {}
-        if _size(node, {}) > MAX_VALUES:
+        if values(node) > MAX_VALUES:
             raise ConfigError(f"{name}: its aliases stand for more than {MAX_VALUES:,} values")
         lines = dict(_lines(node, (), set()))
         return loader.construct_document(node), lines
@@ -150,20 +151,6 @@ def _parse(text: str, name: str) -> tuple[Any, dict[Key, int]]:
 
 def _both(error: yaml.MarkedYAMLError) -> str:
     return ", ".join(part for part in (error.context, error.problem) if part)
-
-
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values the node is once aliases are followed; inside itself it counts once."""
-    if id(node) not in known:
-        known[id(node)] = 1
-        parts = (
-            [part for pair in node.value for part in pair]
-            if isinstance(node, yaml.MappingNode)
-            else node.value
-        )
-        nested = isinstance(node, yaml.CollectionNode)
-        known[id(node)] = 1 + (sum(_size(part, known) for part in parts) if nested else 0)
-    return known[id(node)]
 
 
 def _lines(node: yaml.Node, path: Key, seen: set[int]) -> Iterator[tuple[Key, int]]:

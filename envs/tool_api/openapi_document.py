@@ -18,6 +18,7 @@ from urllib.parse import unquote
 import msgspec
 import yaml
 
+from trace_gym.aliases import values
 from trace_gym.env import Effect, Tool, clean_text
 from trace_gym.errors import ConfigError
 
@@ -25,6 +26,7 @@ __all__ = ["BODY", "Operation", "Parameter", "operations", "read_document", "rea
 
 BODY = "body"  # the argument that holds a JSON body
 MAX_FILE_BYTES = 8 << 20
+MAX_VALUES = 1_000_000  # of a document, aliases followed
 MAX_DEPTH = 32  # of a schema, and of references to references
 MAX_NODES = 5000  # of one operation's schemas, references put in place
 MAX_DESCRIPTION_CHARS = 1024
@@ -90,7 +92,7 @@ def read_yaml(path: Path) -> Any:
         if len(data) > MAX_FILE_BYTES:
             raise ConfigError(f"{path} has more than {MAX_FILE_BYTES:,} bytes")
         text = data.decode("utf-8-sig")
-        value = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)  # noqa: S506 (a safe loader)
+        value = json.loads(text) if path.suffix == ".json" else _from_yaml(text, path)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
@@ -111,6 +113,17 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+
+def _from_yaml(text: str, path: Path) -> Any:
+    """What YAML's safe loader makes of the text. Raises `ConfigError` where aliases make much of little."""
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    if values(node) > MAX_VALUES:
+        raise ConfigError(f"{path}: its aliases stand for more than {MAX_VALUES:,} values")
+    return loader.construct_document(node)
 
 
 def read_document(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from trace_gym.envs import record
 from trace_gym.envs.actions import format_answer, format_call
 from trace_gym.envs.record import Record
 from trace_gym.envs.tool_api.env import ToolAPIEnv
+from trace_gym.envs.tool_api.openapi_document import read_document
 from trace_gym.envs.web import Client, Reply
 from trace_gym.errors import (
     ConfigError,
@@ -491,3 +493,14 @@ def test_a_forked_process_shares_the_record(service: Service, tmp_path: Path) ->
             os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
     assert len(service.asked) == 1
+
+
+def test_a_document_whose_aliases_swell_is_refused_before_anybody_walks_it(tmp_path: Path) -> None:
+    names = "abcdefgh"
+    swollen = [f"x{n}: &{n} [{', '.join([f'*{m}'] * 10)}]" for m, n in pairwise(names)]
+    text = "\n".join(["openapi: 3.0.0", "xa: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]", *swollen, "paths: {/p: *h}"])
+    (tmp_path / "bomb.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="aliases stand for more than 1,000,000 values"):
+        read_document(tmp_path / "bomb.yaml")
+    (tmp_path / "fine.yaml").write_text("openapi: 3.0.0\nx: &a {get: {}}\npaths: {/p: *a, /q: *a}\n")
+    assert read_document(tmp_path / "fine.yaml")["paths"] == {"/p": {"get": {}}, "/q": {"get": {}}}
