@@ -42,13 +42,16 @@ __all__ = [
     "sibling",
     "tree_grpo",
     "treepo",
+    "treepo_plain",
     "treerl",
 ]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 TargetWeighting = Literal["draw", "leaf", "fresh"]
-CreditMode = Literal["edge", "group", "loo", "leaf_mean", "tree_grpo", "treerl", "treepo", "sibling"]
+CreditMode = Literal[
+    "edge", "group", "loo", "leaf_mean", "tree_grpo", "treerl", "treepo", "treepo_plain", "sibling"
+]
 NodeWeights = Literal["path", "turn", "leaf"]
 Scaling = Literal["none", "batch_std", "group_std"]
 
@@ -260,13 +263,24 @@ def treepo(tree: Tree, weighting: TargetWeighting = "draw") -> Floats:
     """[N] return of a leaf less the mean over the leaves below each of its ancestors, averaged over them with the sizes
     of these subgroups as weights (TreePO, arXiv 2508.17445, equation 6). A turn takes the mean over the rollouts through it.
 
-    The paper prefers the plain average over ancestors, its equation 5: `algorithms/treepo.py`.
+    The paper prefers the plain average over ancestors, its equation 5: `treepo_plain`.
     """
     shape, returns, count, total = _leaf_sums(tree)
     parent = np.maximum(shape.parent, 0)
     sizes = shape.passed_down(0.0, lambda nodes, above: above + count[parent[nodes]])
     sums = shape.passed_down(0.0, lambda nodes, above: above + total[parent[nodes]])
     return _mean_below(shape, returns - sums / np.maximum(sizes, 1.0))
+
+
+def treepo_plain(tree: Tree, weighting: TargetWeighting = "draw") -> Floats:
+    """[N] return of a leaf less the plain average, over its ancestors, of the mean over the leaves below each (TreePO, arXiv
+    2508.17445, the numerator of equation 5): a small subgroup counts as much as the prompt's. A turn takes the mean over the
+    rollouts through it."""
+    shape, returns, count, total = _leaf_sums(tree)
+    parent, mean = np.maximum(shape.parent, 0), np.nan_to_num(_ratio(total, count))
+    means = shape.passed_down(0.0, lambda nodes, above: above + mean[parent[nodes]])
+    ancestors = shape.passed_down(0.0, lambda nodes, above: above + 1.0)
+    return _mean_below(shape, returns - means / np.maximum(ancestors, 1.0))
 
 
 ADVANTAGES: dict[CreditMode, Callable[[Tree, TargetWeighting], Floats]] = {
@@ -277,6 +291,7 @@ ADVANTAGES: dict[CreditMode, Callable[[Tree, TargetWeighting], Floats]] = {
     "tree_grpo": tree_grpo,
     "treerl": treerl,
     "treepo": treepo,
+    "treepo_plain": treepo_plain,
     "sibling": sibling,
 }
 

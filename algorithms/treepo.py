@@ -23,29 +23,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from trace_gym.algorithm import Algorithm, Branch, Credit, StepContext
-from trace_gym.algorithms.credit import EPSILON, SAME, NodeWeights, leaf_counts, node_weights, treepo
+from trace_gym.algorithms.credit import EPSILON, SAME, NodeWeights, node_weights, treepo, treepo_plain
 from trace_gym.algorithms.waves import at_least_two, draw_nodes, grow_to
 from trace_gym.errors import ConfigError
 from trace_gym.tree import Tree
 
-__all__ = ["TreePO", "subgroup_average"]
-
-
-def subgroup_average(tree: Tree) -> npt.NDArray[np.float64]:
-    """[N] mean over a turn's scored leaves of equation 5's numerator; nan where there is none."""
-    returns, count = tree.returns(), leaf_counts(tree)
-    scored = ~np.isnan(returns)
-    mean, total = np.where(scored, returns, 0.0), np.zeros(len(tree))
-    for index in range(len(tree) - 1, 0, -1):
-        mean[tree[index].parent] += mean[index]
-    mean /= np.maximum(count, 1.0)
-    for leaf in np.flatnonzero(scored):
-        path = tree.path(int(leaf))
-        total[path] += returns[leaf] - np.mean(mean[path[:-1]])
-    return np.where(count > 0, total / np.maximum(count, 1.0), np.nan)
+__all__ = ["TreePO"]
 
 
 @dataclass(kw_only=True)
@@ -72,7 +57,7 @@ class TreePO(Algorithm):
 
     def credit(self, ctx: StepContext) -> Mapping[str, Credit]:
         trees = {task: tree for task, tree in ctx.trees.items() if tree.outcomes()}
-        rule = subgroup_average if self.average == "plain" else treepo
+        rule = treepo_plain if self.average == "plain" else treepo
         credits = {
             task: Credit(rule(tree) if tree.mixed() else 0.0 * rule(tree), node_weights(tree, self.weights))
             for task, tree in trees.items()

@@ -7,7 +7,11 @@ normaliser; the mean over trees is compared with the gradient of the success pro
 
     ratio at station t = <estimate, exact> / <exact, exact>   over the table's entries of that station
 
-1 is unbiased; 0 teaches nothing there. Expansions: none; uniform, continuations of prefixes drawn at random; active, TRACE's
+1 is unbiased; 0 teaches nothing there. What a step makes of a rule is its direction, bias and noise together:
+
+    cosine = <estimate, exact> / (|estimate| |exact|) over all stations, mean over steps
+
+Expansions: none; uniform, continuations of prefixes drawn at random; active, TRACE's
 own with an oracle predictor, whose choice depends on the outcomes seen.
 """
 
@@ -17,7 +21,7 @@ import argparse
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +40,7 @@ from trace_gym.policy import Policy, TensorBatch
 from trace_gym.rollout import grow_trees, plant_trees
 from trace_gym.runs import environment_facts
 
-__all__ = ["DEPTH", "EXPANSIONS", "RULES", "Rule", "Testbed", "ratios"]
+__all__ = ["DEPTH", "EXPANSIONS", "RULES", "Measured", "Rule", "Testbed", "ratios"]
 
 Floats = npt.NDArray[np.float64]
 Expansion = Literal["none", "uniform", "active"]
@@ -44,6 +48,14 @@ EXPANSIONS: tuple[Expansion, ...] = get_args(Expansion)
 Rule = tuple[CreditMode, NodeWeights]
 RULES: tuple[Rule, ...] = tuple(itertools.product(get_args(CreditMode), get_args(NodeWeights)))
 DEPTH = 3
+
+
+class Measured(NamedTuple):
+    """How a rule's gradient compares with the exact one."""
+
+    ratio: Floats  # [DEPTH] by station
+    error: Floats  # [DEPTH] its standard error over steps
+    cosine: float  # of a step's whole gradient, mean over steps; 0 for a step without any
 
 
 @dataclass(slots=True)
@@ -113,21 +125,28 @@ def gradient(actor: Actor, ctx: StepContext, mode: CreditMode, weights: NodeWeig
 
 def ratios(
     bed: Testbed, expansion: Expansion, *, steps: int, trees: int, rules: Sequence[Rule] = RULES
-) -> dict[Rule, tuple[Floats, Floats]]:
-    """For every rule, [DEPTH] ratio to the exact gradient by station, and its standard error over `steps`."""
+) -> dict[Rule, Measured]:
+    """Every rule's gradient beside the exact one, over `steps` steps of `trees` trees, the same for all rules."""
     actor = bed.actor()
     spec = actor.model.spec
     exact = policy_gradient(spec, spec.initial_logits)[
         :DEPTH
     ]  # the one kind's stations; then comes its dead end
     found: dict[Rule, list[Floats]] = {rule: [] for rule in rules}
+    cosines: dict[Rule, list[float]] = {rule: [] for rule in rules}
     for step in range(steps):
         ctx = bed.trees(actor, expansion, step, trees)
         for mode, weights in rules:
             estimate = gradient(actor, ctx, mode, weights)[:DEPTH]
             found[mode, weights].append((estimate * exact).sum(-1) / (exact * exact).sum(-1))
+            length = float(np.linalg.norm(estimate) * np.linalg.norm(exact))
+            cosines[mode, weights].append(float((estimate * exact).sum()) / length if length else 0.0)
     return {
-        rule: (np.mean(values, axis=0), np.std(values, axis=0, ddof=1) / np.sqrt(steps))
+        rule: Measured(
+            np.mean(values, axis=0),
+            np.std(values, axis=0, ddof=1) / np.sqrt(steps),
+            float(np.mean(cosines[rule])),
+        )
         for rule, values in found.items()
     }
 
@@ -145,15 +164,15 @@ def main() -> None:
         f"Exact success {bed.success}, {DEPTH} stations, {bed.rollouts} rollouts a tree, {bed.continuations} continuations"
         f" a rollout, {arguments.steps * arguments.trees} trees an expansion. Ratio to the exact gradient ± standard error.\n"
     )
-    print(
-        "| advantage | weights | "
-        + " | ".join(f"{e}: station {t + 1}" for e in EXPANSIONS for t in range(DEPTH))
-        + " |"
-    )
-    print("|---|---|" + "---|" * (DEPTH * len(EXPANSIONS)))
+    heads = [[*(f"{e}: station {t + 1}" for t in range(DEPTH)), f"{e}: cosine"] for e in EXPANSIONS]
+    print("| advantage | weights | " + " | ".join(name for head in heads for name in head) + " |")
+    print("|---|---|" + "---|" * sum(map(len, heads)))
     columns = [ratios(bed, e, steps=arguments.steps, trees=arguments.trees) for e in EXPANSIONS]
     for rule in columns[0]:
-        cells = [f"{m:.2f} ± {s:.2f}" for column in columns for m, s in zip(*column[rule], strict=True)]
+        cells = []
+        for measured in (column[rule] for column in columns):
+            cells += [f"{m:.2f} ± {s:.2f}" for m, s in zip(measured.ratio, measured.error, strict=True)]
+            cells.append(f"{measured.cosine:.3f}")
         print(f"| {rule[0]} | {rule[1]} | " + " | ".join(cells) + " |")
     print("\n" + ", ".join(f"{k} {v}" for k, v in environment_facts().items()))
 

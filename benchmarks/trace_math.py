@@ -3,10 +3,10 @@
     python -m trace_gym.benchmarks.trace_math --out runs/trace-math --policies policies     runs what is missing, writes tables
 
 Ten paired seeds at equal sampled tokens on two declared difficulty mixes: `broad`, problems of one to five steps, and `hard`,
-of three to five. A third, `harder`, of four and five, is where `grpo` meets few mixed prompts: it runs on five seeds, for the
-share of prompts that teach. Seeds share five starting policies (`policies/seed-0` to `seed-4`, made by
+of three to five. A third, `harder`, of four and five, is where `grpo` meets few mixed prompts: it runs for the share of prompts
+that teach. Seeds share five starting policies (`policies/seed-0` to `seed-4`, made by
 `trace-gym warmup --option difficulty=1-5 --seed S`), two seeds each. Held-out success is measured on the whole test split
-before, during and after training; nothing is tuned on it.
+before, during and after training, and of the greedy policy at the end; nothing is tuned on it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trace_gym.benchmarks.cells import Cell, run_cells
+from trace_gym.benchmarks.trace_relay import EDGES, PAIRS, SUBGROUPS, TRACE
 
-__all__ = ["ARMS", "BUDGET", "MIXES", "SEEDS", "cells"]
+__all__ = ["ARMS", "BUDGET", "MIXES", "PLAN", "SEEDS", "cells"]
 
 BUDGET = 80_000  # sampled tokens
 SEEDS = tuple(range(10))
@@ -26,7 +27,6 @@ POLICIES = 5
 MIXES = {"broad": "1-5", "hard": "3-5", "harder": "4-5"}
 COMMON = (
     "rollout.max_tokens=32",
-    "rollout.prompts_per_step=8",
     "optim.lr=1e-4",  # chosen for `grpo` on dev, of 1e-4, 2e-4 and 3e-4: those two fell back within the budget
     "optim.micro_batch_tokens=2048",
     f"budget.policy_tokens={BUDGET}",
@@ -37,22 +37,24 @@ COMMON = (
     "log.checkpoint_every_steps=0",
     "log.tensorboard=false",
 )
-STAGES = ("selection=greedy", "prefix_stage=active", "continuations=2")
-TRACE = ("name=trace", "pool=64", "rollouts=32", *STAGES, "width=32")  # 64 rollout units a step, as grpo's
-ROOTS = ("name=trace", "pool=64", "rollouts=64", "prefix_stage=off", "width=32")
+PROMPTS = {"tree_grpo": 13, "grpo-6": 6}  # a step, where not 8: for 64 rollout units; for shorter steps
+ROOTS = ("name=trace", "pool=64", "rollouts=64", "prefix_stage=off", *EDGES, "width=32")
 ARMS: dict[str, tuple[str, ...]] = {
     "grpo": ("name=grpo", "group=8"),
+    "grpo-6": ("name=grpo", "group=8"),
     "tree_grpo": ("name=tree_grpo",),
     "trace": TRACE,
+    "trace-subgroups": (*TRACE, *SUBGROUPS),
     "root-group": (*ROOTS, "selection=group"),
     "joint": (*TRACE, "budget_rule=joint"),
+    "pairs": (*PAIRS, *SUBGROUPS),
     "root-wide": (*ROOTS, "selection=group", "pool=256"),
-    "root-only": (*ROOTS, "selection=greedy"),
 }
-COMPARED = ("grpo", "tree_grpo", "trace", "root-group", "joint", "root-wide")
-FEWER = (("grpo", "root-group", "root-wide"), SEEDS[:POLICIES])  # arms and seeds on `harder`
-
-
+PLAN: dict[str, tuple[str, ...]] = {
+    "broad": ("grpo", "grpo-6", "tree_grpo", "trace", "trace-subgroups", "root-group", "joint", "pairs"),
+    "hard": ("grpo", "tree_grpo", "trace", "trace-subgroups", "root-group", "joint", "pairs"),
+    "harder": ("grpo", "trace", "root-group", "root-wide"),
+}
 PICTURED = tuple(ARMS)
 
 
@@ -64,12 +66,12 @@ def cells(mixes: Sequence[str], arms: Sequence[str], seeds: Sequence[int], polic
             seed,
             (
                 *COMMON,
+                f"rollout.prompts_per_step={PROMPTS.get(arm, 8)}",
                 f"env.options.difficulty={MIXES[mix]}",
                 f"policy.path={policies / f'seed-{seed % POLICIES}'}",
                 f"eval.at_start={str(arm == BASELINE).lower()}",  # it is the same for all arms of a seed
                 *(f"algorithm.{setting}" for setting in ARMS[arm]),
             ),
-            greedy=False,
         )
         for seed in seeds
         for mix in mixes
@@ -84,11 +86,14 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/trace-math"))
     parser.add_argument("--policies", type=Path, default=Path("policies"))
-    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=COMPARED)
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args()
-    todo = cells(("harder",), [arm for arm in FEWER[0] if arm in asked.arms], FEWER[1], asked.policies)
-    todo += cells(("broad", "hard"), asked.arms, SEEDS, asked.policies)
+    todo = [
+        cell
+        for seed in SEEDS
+        for mix, arms in PLAN.items()
+        for cell in cells((mix,), arms, (seed,), asked.policies)
+    ]
     run_cells(todo, asked.out, workers=asked.workers, say=lambda text: print(text, flush=True))
 
 

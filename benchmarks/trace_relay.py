@@ -35,15 +35,23 @@ COMMON = (
     "env.id=trace_gym/Relay-v0",
     "env.options.kinds=32",
     f"budget.policy_tokens={BUDGET}",
-    "rollout.prompts_per_step=8",
     "eval.tasks=0",
     "log.trees_every_steps=0",
     "log.checkpoint_every_steps=0",
     "log.tensorboard=false",
 )
+# prompts a step, for 64 rollout units: the others take 8
+PROMPTS = {"tree_grpo": 13, "treepo": 13, "bpo": 12, "arpo": 11, "dapo": 4}
+EDGES = ("group=8", "advantage=edge", "weights=path")
+SUBGROUPS = ("advantage=treepo_plain", "weights=leaf")
+# 64 rollout units a step, as grpo's eight groups of eight
 STAGES = ("selection=greedy", "prefix_stage=active", "continuations=2")
-TRACE = ("name=trace", "pool=64", "rollouts=32", *STAGES, "width=32")
-ROOTS = ("name=trace", "pool=64", "rollouts=64", "selection=greedy", "prefix_stage=off", "width=32")
+TRACE = ("name=trace", "pool=64", "rollouts=32", *STAGES, *EDGES, "width=32")
+ROOTS = ("name=trace", "pool=64", "rollouts=64", "selection=greedy", "prefix_stage=off", *EDGES, "width=32")
+PAIRS = (
+    *("name=trace", "pool=64", "rollouts=26", "group=2", "continuations=3", "width=32"),
+    *("selection=sample", "prefix_stage=active"),
+)  # pairs of rollouts of many prompts, each continued three times
 ARMS: Mapping[str, tuple[str, ...]] = {
     "grpo": ("name=grpo",),
     "loo": ("name=grpo", "advantage=loo", "scale=none"),
@@ -66,9 +74,20 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "uniform-uniform": (*TRACE, "root_stage=uniform", "prefix_stage=uniform"),
     "sibling": (*TRACE, "root_stage=uniform", "prefix_stage=uniform", "advantage=sibling"),
     "joint": (*TRACE, "budget_rule=joint"),
+    "trace-subgroups": (*TRACE, *SUBGROUPS),
+    "trace-leaf-mean": (*TRACE, "advantage=leaf_mean", "weights=leaf"),
+    "joint-prior-1": (*TRACE, "budget_rule=joint", "prior_rollouts=1"),
+    "joint-subgroups": (*TRACE, "budget_rule=joint", *SUBGROUPS),
+    "pairs": (*PAIRS, *SUBGROUPS),
+    "pairs-edge": (*PAIRS, "advantage=edge", "weights=path"),
+    "pairs-random": (*PAIRS, *SUBGROUPS, "prefix_stage=uniform"),
+    "pairs-uniform": (*PAIRS, *SUBGROUPS, "root_stage=uniform", "prefix_stage=uniform"),
     "trace-oracle": (*TRACE, "predictor=oracle"),
     "root-oracle": (*ROOTS, "predictor=oracle"),
     "joint-oracle": (*TRACE, "budget_rule=joint", "predictor=oracle"),
+    "root-group-oracle": (*ROOTS, "selection=group", "predictor=oracle"),
+    "root-sample-oracle": (*ROOTS, "selection=sample", "predictor=oracle"),
+    "pairs-oracle": (*PAIRS, *SUBGROUPS, "predictor=oracle"),
     "trace-ensemble": (*TRACE, "predictor=ensemble"),
     "trace-beta": (*TRACE, "predictor=beta"),
     "trace-constant": (*TRACE, "predictor=constant"),
@@ -85,11 +104,23 @@ PICTURED = (
     "root-only",
     "root-sample",
     "joint",
+    "pairs",
     "trace-oracle",
-    "trace-constant",
+    "pairs-oracle",
 )
-HARD = ("grpo", "pcl", "tree_grpo", "treepo", "trace", "root-only", "root-sample", "joint", "trace-oracle")
-CONTROLLED = ("grpo", "trace", "root-only")  # arms that run on the control mixes
+HARD = (
+    *("grpo", "pcl", "tree_grpo", "treepo", "trace", "root-only", "root-sample", "joint", "trace-oracle"),
+    *("trace-subgroups", "pairs", "pairs-uniform", "pairs-oracle"),
+)
+ORACLES = {
+    "trace": "trace-oracle",
+    "root-only": "root-oracle",
+    "root-group": "root-group-oracle",
+    "root-sample": "root-sample-oracle",
+    "joint": "joint-oracle",
+    "pairs": "pairs-oracle",
+}  # the same rule with the exact predictor
+CONTROLLED = ("grpo", "trace", "root-only", "pairs")  # arms that run on the control mixes
 
 
 def cells(
@@ -105,6 +136,7 @@ def cells(
                 f"env.options.mix={mix}",
                 f"env.options.world={seed}",
                 f"optim.lr={rate[arm]}",
+                f"rollout.prompts_per_step={PROMPTS.get(arm, 8)}",
                 *(f"algorithm.{setting}" for setting in ARMS[arm]),
             ),
             greedy=False,

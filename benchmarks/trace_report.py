@@ -57,6 +57,7 @@ def rows(results: Iterable[Result], budget: float) -> list[Row]:
                 "steps": len(r.metrics),
                 "policy_tokens": total,
                 "rollout_units": r.metrics[-1]["rollout_units"],
+                "units_per_step": r.metrics[-1]["rollout_units"] / len(r.metrics),
                 "env_steps": r.metrics[-1]["env_steps"],
                 "seconds": r.seconds,
                 "commit": r.commit,
@@ -84,42 +85,50 @@ def whole_curve(result: Result, starts: Mapping[tuple[str, int], float]) -> tupl
 
 
 def by_seed(found: Sequence[Row], mix: str, arm: str, column: str) -> dict[int, float]:
-    """The column of an arm by seed."""
+    """The column of an arm by seed, without the seeds where it is not known."""
     return {
         int(row["seed"]): float(row[column])
         for row in found
-        if row["mix"] == mix and row["arm"] == arm and "error" not in row
+        if row["mix"] == mix and row["arm"] == arm and "error" not in row and not np.isnan(float(row[column]))
     }
 
 
 def table(found: Sequence[Row], mix: str, arms: Sequence[str]) -> str:
     """Means over seeds, and differences to the baseline within seeds with their 95 % intervals, as Markdown."""
-    lines = [
-        "| arm | seeds | final | final less grpo's | area | area less grpo's | effective ratio"
-        f" | mixed anchors per {PER:,} tokens | prompts per {PER:,} tokens | settings |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    greedy = any(by_seed(found, mix, arm, "greedy") for arm in arms)
+    compared = ["final", "area", *(["greedy"] if greedy else [])]
+    counted = {
+        "effective ratio": "effective_ratio",
+        f"mixed anchors per {PER:,} tokens": "mixed_anchors_per_1k",
+        f"prompts per {PER:,} tokens": "prompts_per_1k",
+        "steps": "steps",
+        "units a step": "units_per_step",
+    }
+    head = ["arm", "seeds", *(x for name in compared for x in (name, f"{name} less grpo's")), *counted]
+    lines = [f"| {' | '.join([*head, 'settings'])} |", "|---" * (len(head) + 1) + "|"]
     for arm in arms:
-        final, whole = by_seed(found, mix, arm, "final"), by_seed(found, mix, arm, "area")
+        final = by_seed(found, mix, arm, "final")
         if not final:
             errors = {str(row["error"]) for row in found if row["arm"] == arm and "error" in row}
-            lines.append(f"| {arm} | 0 | {'; '.join(sorted(errors)) or 'not run'} |" + " |" * 7)
+            lines.append(f"| {arm} | 0 | {'; '.join(sorted(errors)) or 'not run'} |" + " |" * (len(head) - 2))
             continue
-        differences = [
-            "" if arm == BASELINE else str(paired(own, by_seed(found, mix, BASELINE, name)))
-            for own, name in ((final, "final"), (whole, "area"))
-        ]
-        means = [
-            float(np.mean(list(by_seed(found, mix, arm, name).values())))
-            for name in ("effective_ratio", "mixed_anchors_per_1k", "prompts_per_1k")
-        ]
+        cells = [arm, str(len(final))]
+        for column in compared:
+            own = by_seed(found, mix, arm, column)
+            cells.append(f"{_mean(own):.3f}")
+            cells.append("" if arm == BASELINE else str(paired(own, by_seed(found, mix, BASELINE, column))))
+        cells += [_short(_mean(by_seed(found, mix, arm, column))) for column in counted.values()]
         settings = sorted({str(row["setting"]) for row in found if row["mix"] == mix and row["arm"] == arm})
-        lines.append(
-            f"| {arm} | {len(final)} | {np.mean(list(final.values())):.3f} | {differences[0]}"
-            f" | {np.nanmean(list(whole.values())):.3f} | {differences[1]} | {means[0]:.2f} | {means[1]:.2f} | {means[2]:.2f}"
-            f" | {', '.join(settings)} |"
-        )
+        lines.append(f"| {' | '.join([*cells, ', '.join(settings)])} |")
     return "\n".join(lines) + "\n"
+
+
+def _mean(values: Mapping[int, float]) -> float:
+    return float(np.mean(list(values.values()))) if values else float("nan")
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if value < 20 else f"{value:.0f}"
 
 
 def calibration_rows(results: Iterable[Result]) -> list[Row]:
@@ -308,12 +317,8 @@ def main() -> None:
             shares = [
                 f"- `{arm}` on {mix}: {_told(closed_share(found, mix, arm, oracle))}"
                 for mix in suite.MIXES
-                for arm, oracle in (
-                    ("trace", "trace-oracle"),
-                    ("root-only", "root-oracle"),
-                    ("joint", "joint-oracle"),
-                )
-                if by_seed(found, mix, oracle, "area")
+                for arm, oracle in trace_relay.ORACLES.items()
+                if by_seed(found, mix, oracle, "area") and by_seed(found, mix, arm, "area")
             ]
             pieces.append(
                 "### relay: share of the oracle's gain over grpo that the predictor closes (area)\n\n"

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from trace_gym.benchmarks import gradient
-from trace_gym.benchmarks.gradient import DEPTH, Expansion, Rule, ratios
+from trace_gym.benchmarks.gradient import DEPTH, Expansion, Measured, Rule, ratios
 
 STEPS, TREES = 12, 48
 EDGE: Rule = ("edge", "path")
 TURN: Rule = ("edge", "turn")
 SIBLING: Rule = ("sibling", "path")
-Table = dict[Rule, tuple[np.ndarray, np.ndarray]]
+Table = dict[Rule, Measured]
 
 
 @pytest.fixture(scope="module")
@@ -28,24 +28,25 @@ def tables() -> dict[str, Table]:
 def test_edge_with_path_weights_is_unbiased_at_every_station(
     tables: dict[str, Table], expansion: str
 ) -> None:
-    ratio, error = tables[expansion][EDGE]
+    ratio, error, cosine = tables[expansion][EDGE]
     assert ratio.shape == (DEPTH,)
     assert (abs(ratio - 1.0) < 3 * error).all() and (error < 0.3).all()
+    assert 0.8 < cosine < 1.0  # noise is what is left of an unbiased estimate
 
 
 def test_siblings_alone_teach_nothing_before_a_fork(tables: dict[str, Table]) -> None:
     """Without forks nothing at all; with them, of the first station only what was tried there a second time."""
-    ratio, error = tables["none"][SIBLING]
-    assert (ratio == 0).all() and (error == 0).all()
-    ratio, error = tables["uniform"][SIBLING]
+    ratio, error, _ = tables["none"][SIBLING]
+    assert (ratio == 0).all() and (error == 0).all() and tables["none"][SIBLING].cosine == 0
+    ratio, error, _ = tables["uniform"][SIBLING]
     assert ratio[0] < 1.0 - 4 * error[0] and ratio[0] < 0.7
 
 
 def test_one_vote_a_turn_leans_on_what_was_expanded(tables: dict[str, Table]) -> None:
     """`turn` weights sum over rollouts, so it is the stations' shares that must agree, and under expansion they do not."""
-    ratio, error = tables["none"][TURN]
+    ratio, error, _ = tables["none"][TURN]
     np.testing.assert_allclose(
         ratio, 4 * tables["none"][EDGE][0], rtol=1e-5
     )  # four rollouts a tree, each with weight 1
-    ratio, error = tables["uniform"][TURN]
+    ratio, error, _ = tables["uniform"][TURN]
     assert ratio[-1] / ratio[0] - 1.0 > 3 * (error[-1] / ratio[0] + error[0] * ratio[-1] / ratio[0] ** 2)

@@ -9,7 +9,8 @@ from tests.algorithms.test_grpo import context
 from tests.algorithms.test_tree_grpo import walk_on
 from tests.support.growing import credits_of, grow, sizes
 from tests.support.trees import add, prompt_tree
-from trace_gym.algorithms.treepo import TreePO, subgroup_average
+from trace_gym.algorithms.credit import treepo_plain
+from trace_gym.algorithms.treepo import TreePO
 from trace_gym.tree import Tree
 
 
@@ -29,14 +30,14 @@ def test_a_leaf_is_compared_with_the_mean_below_each_turn_above_it() -> None:
     """Means: prompt 1/2, turn 1 2/3, turn 3 1/2. Leaf 2: (1/2 + 1/3)/2; 4: (1/2 + 1/3 + 1/2)/3; 5 likewise; 6: -1/2."""
     two, four, five, six = 5 / 12, 4 / 9, (-1 / 2 - 2 / 3 - 1 / 2) / 3, -1 / 2
     wanted = [(two + four + five) / 3, two, (four + five) / 2, four, five, six]
-    np.testing.assert_allclose(subgroup_average(forked())[1:], wanted)
+    np.testing.assert_allclose(treepo_plain(forked())[1:], wanted)
 
 
 def test_an_unscored_leaf_is_in_no_subgroup() -> None:
     tree = forked()
     lost = add(tree, 3, reward=float("nan"), status="failed")
-    advantage = subgroup_average(tree)
-    np.testing.assert_allclose(advantage[:lost], subgroup_average(forked()))
+    advantage = treepo_plain(tree)
+    np.testing.assert_allclose(advantage[:lost], treepo_plain(forked()))
     assert np.isnan(advantage[lost])
 
 

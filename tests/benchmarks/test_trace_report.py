@@ -1,5 +1,6 @@
 """The comparison's tables: what a cell's row says, and that arms of a seed share its start."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,22 @@ def test_the_table_pairs_by_seed_and_tells_what_did_not_run() -> None:
     text = table(rows([*results, broken], 100.0), "broad", ["grpo", "trace", "joint", "dapo"])
     assert "| trace | 2 | 0.500 | +0.050 [+0.050, +0.050] |" in text
     assert "| joint | 0 | no space |" in text and "| dapo | 0 | not run |" in text
+
+
+def test_the_table_tells_greedy_success_where_it_was_measured_and_how_large_the_steps_were() -> None:
+    found = rows([cell("grpo", s, [(0, 0.2), (100, 0.3)]) for s in range(2)], 100.0)
+    assert "greedy" not in table(found, "broad", ["grpo"])
+    results = [
+        replace(cell(arm, s, [(0, 0.2), (100, 0.3)]), greedy=0.5 + gain)
+        for arm, gain in (("grpo", 0.0), ("trace", 0.1))
+        for s in range(2)
+    ]
+    head, _, base, own = table(rows(results, 100.0), "broad", ["grpo", "trace"]).splitlines()
+    names, told = ([x.strip() for x in line.split("|")] for line in (head, own))
+    told_by = dict(zip(names, told, strict=True))
+    assert (told_by["greedy"], told_by["greedy less grpo's"]) == ("0.600", "+0.100 [+0.100, +0.100]")
+    assert (told_by["steps"], told_by["units a step"]) == ("2.00", "4.00")  # 8 units in two steps
+    assert "| 0.500 |  |" in base
 
 
 def gains(own: list[float], best: list[float]) -> list[Row]:

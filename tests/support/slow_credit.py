@@ -147,6 +147,12 @@ def treepo_of_leaf(tree: Tree, leaf: int) -> float:
     return math.fsum(n * g for n, g in zip(sizes, gaps, strict=True)) / sum(sizes) if any(sizes) else NAN
 
 
+def treepo_plain_of_leaf(tree: Tree, leaf: int) -> float:
+    """Every proper ancestor's subgroup counts alike."""
+    r = outcome(tree, leaf)
+    return mean([r - mean(returns(tree, ancestor)) for ancestor in above(tree, leaf)])
+
+
 def weight(tree: Tree, node: int, kind: str) -> float:
     if not scored_leaves(tree, node):
         return 0.0
