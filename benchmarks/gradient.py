@@ -10,6 +10,7 @@ normaliser; the mean over trees is compared with the gradient of the success pro
 1 is unbiased; 0 teaches nothing there. What a step makes of a rule is its direction, bias and noise together:
 
     cosine = <estimate, exact> / (|estimate| |exact|) over all stations, mean over steps
+    taught = share of the turns paid for whose advantage is not 0
 
 Expansions: none; uniform, continuations of prefixes drawn at random; active, TRACE's
 own with an oracle predictor, whose choice depends on the outcomes seen.
@@ -56,6 +57,7 @@ class Measured(NamedTuple):
     ratio: Floats  # [DEPTH] by station
     error: Floats  # [DEPTH] its standard error over steps
     cosine: float  # of a step's whole gradient, mean over steps; 0 for a step without any
+    taught: float  # share of turns with an advantage other than 0
 
 
 @dataclass(slots=True)
@@ -105,10 +107,12 @@ class Testbed:
         )
 
 
-def gradient(actor: Actor, ctx: StepContext, mode: CreditMode, weights: NodeWeights) -> Floats:
-    """[S, A] ascent direction of the step's loss, per tree: the real packing, log-probs and loss."""
+def gradient(actor: Actor, ctx: StepContext, mode: CreditMode, weights: NodeWeights) -> tuple[Floats, float]:
+    """[S, A] ascent direction of the step's loss, per tree, by the real packing, log-probs and loss; share of taught turns."""
     algorithm = TRACE(clip_low=1e9, clip_high=1e9, mismatch_cap=0.0, predictor="constant")
     credits = credit_trees(ctx.trees, mode=mode, weights=weights, scale="none")
+    turns = sum(len(tree) - 1 for tree in ctx.trees.values())
+    taught = sum(int((np.nan_to_num(c.advantage[1:]) != 0).sum()) for c in credits.values()) / turns
     share = {
         task: np.where(np.isnan(c.advantage), 0.0, c.weight) / len(ctx.trees) for task, c in credits.items()
     }
@@ -120,7 +124,7 @@ def gradient(actor: Actor, ctx: StepContext, mode: CreditMode, weights: NodeWeig
         loss, _ = algorithm.loss(Policy(model).logprobs(batch.tokens, batch.weight > 0), batch)
         loss.backward()
     grad = model.logits.grad
-    return np.zeros(tuple(model.logits.shape)) if grad is None else -grad.numpy().astype(np.float64)
+    return np.zeros(tuple(model.logits.shape)) if grad is None else -grad.numpy().astype(np.float64), taught
 
 
 def ratios(
@@ -134,18 +138,22 @@ def ratios(
     ]  # the one kind's stations; then comes its dead end
     found: dict[Rule, list[Floats]] = {rule: [] for rule in rules}
     cosines: dict[Rule, list[float]] = {rule: [] for rule in rules}
+    shares: dict[Rule, list[float]] = {rule: [] for rule in rules}
     for step in range(steps):
         ctx = bed.trees(actor, expansion, step, trees)
         for mode, weights in rules:
-            estimate = gradient(actor, ctx, mode, weights)[:DEPTH]
+            whole, taught = gradient(actor, ctx, mode, weights)
+            estimate = whole[:DEPTH]
             found[mode, weights].append((estimate * exact).sum(-1) / (exact * exact).sum(-1))
             length = float(np.linalg.norm(estimate) * np.linalg.norm(exact))
+            shares[mode, weights].append(taught)
             cosines[mode, weights].append(float((estimate * exact).sum()) / length if length else 0.0)
     return {
         rule: Measured(
             np.mean(values, axis=0),
             np.std(values, axis=0, ddof=1) / np.sqrt(steps),
             float(np.mean(cosines[rule])),
+            float(np.mean(shares[rule])),
         )
         for rule, values in found.items()
     }
@@ -164,7 +172,9 @@ def main() -> None:
         f"Exact success {bed.success}, {DEPTH} stations, {bed.rollouts} rollouts a tree, {bed.continuations} continuations"
         f" a rollout, {arguments.steps * arguments.trees} trees an expansion. Ratio to the exact gradient ± standard error.\n"
     )
-    heads = [[*(f"{e}: station {t + 1}" for t in range(DEPTH)), f"{e}: cosine"] for e in EXPANSIONS]
+    heads = [
+        [*(f"{e}: station {t + 1}" for t in range(DEPTH)), f"{e}: cosine", f"{e}: taught"] for e in EXPANSIONS
+    ]
     print("| advantage | weights | " + " | ".join(name for head in heads for name in head) + " |")
     print("|---|---|" + "---|" * sum(map(len, heads)))
     columns = [ratios(bed, e, steps=arguments.steps, trees=arguments.trees) for e in EXPANSIONS]
@@ -172,7 +182,7 @@ def main() -> None:
         cells = []
         for measured in (column[rule] for column in columns):
             cells += [f"{m:.2f} ± {s:.2f}" for m, s in zip(measured.ratio, measured.error, strict=True)]
-            cells.append(f"{measured.cosine:.3f}")
+            cells += [f"{measured.cosine:.3f}", f"{measured.taught:.2f}"]
         print(f"| {rule[0]} | {rule[1]} | " + " | ".join(cells) + " |")
     print("\n" + ", ".join(f"{k} {v}" for k, v in environment_facts().items()))
 
