@@ -42,6 +42,7 @@ __all__ = [
     "sibling",
     "tree_grpo",
     "treepo",
+    "treepo_grouped",
     "treepo_plain",
     "treerl",
 ]
@@ -50,7 +51,16 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 TargetWeighting = Literal["draw", "leaf", "fresh"]
 CreditMode = Literal[
-    "edge", "group", "loo", "leaf_mean", "tree_grpo", "treerl", "treepo", "treepo_plain", "sibling"
+    "edge",
+    "group",
+    "loo",
+    "leaf_mean",
+    "tree_grpo",
+    "treerl",
+    "treepo",
+    "treepo_plain",
+    "treepo_grouped",
+    "sibling",
 ]
 NodeWeights = Literal["path", "turn", "leaf"]
 Scaling = Literal["none", "batch_std", "group_std"]
@@ -263,7 +273,7 @@ def treepo(tree: Tree, weighting: TargetWeighting = "draw") -> Floats:
     """[N] return of a leaf less the mean over the leaves below each of its ancestors, averaged over them with the sizes
     of these subgroups as weights (TreePO, arXiv 2508.17445, equation 6). A turn takes the mean over the rollouts through it.
 
-    The paper prefers the plain average over ancestors, its equation 5: `treepo_plain`.
+    The paper prefers the plain average over ancestors, its equation 5: `treepo_plain`, `treepo_grouped`.
     """
     shape, returns, count, total = _leaf_sums(tree)
     parent = np.maximum(shape.parent, 0)
@@ -275,11 +285,28 @@ def treepo(tree: Tree, weighting: TargetWeighting = "draw") -> Floats:
 def treepo_plain(tree: Tree, weighting: TargetWeighting = "draw") -> Floats:
     """[N] return of a leaf less the plain average, over its ancestors, of the mean over the leaves below each (TreePO, arXiv
     2508.17445, the numerator of equation 5): a small subgroup counts as much as the prompt's. A turn takes the mean over the
-    rollouts through it."""
+    rollouts through it.
+
+    An ancestor with this leaf alone adds nothing to the sum and 1 to the count, so what a leaf is compared with shrinks by the
+    share of its path that it shares with nobody: on a star it is `group` divided by the number of turns.
+    """
+    return _against_ancestors(tree, least=1)
+
+
+def treepo_grouped(tree: Tree, weighting: TargetWeighting = "draw") -> Floats:
+    """[N] as `treepo_plain`, over the prompt and those ancestors that have two scored leaves or more below them, as TreePO's
+    published code does: a private tail does not count, and on a star it is `group`."""
+    return _against_ancestors(tree, least=2)
+
+
+def _against_ancestors(tree: Tree, least: int) -> Floats:
+    """Equation 5 over the prompt and the ancestors with at least `least` scored leaves."""
     shape, returns, count, total = _leaf_sums(tree)
     parent, mean = np.maximum(shape.parent, 0), np.nan_to_num(_ratio(total, count))
-    means = shape.passed_down(0.0, lambda nodes, above: above + mean[parent[nodes]])
-    ancestors = shape.passed_down(0.0, lambda nodes, above: above + 1.0)
+    counted = 1.0 * (count >= least)
+    counted[0] = 1.0
+    means = shape.passed_down(0.0, lambda nodes, above: above + (counted * mean)[parent[nodes]])
+    ancestors = shape.passed_down(0.0, lambda nodes, above: above + counted[parent[nodes]])
     return _mean_below(shape, returns - means / np.maximum(ancestors, 1.0))
 
 
@@ -292,6 +319,7 @@ ADVANTAGES: dict[CreditMode, Callable[[Tree, TargetWeighting], Floats]] = {
     "treerl": treerl,
     "treepo": treepo,
     "treepo_plain": treepo_plain,
+    "treepo_grouped": treepo_grouped,
     "sibling": sibling,
 }
 

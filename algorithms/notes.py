@@ -2,7 +2,7 @@
 
 A `Notebook` stands between an algorithm and its predictor, passes every question on and remembers the answers of the present
 step: for each place the first one, which is what the allocation acted on. Invariant: an answer is what the predictor gave, and
-nothing that an algorithm decides or learns reads the notebook.
+nothing that an algorithm decides or learns reads the notebook; what judges the predictions does.
 """
 
 from __future__ import annotations
@@ -39,12 +39,16 @@ class Notebook:
             self._answers.setdefault(place, mean)
         return answers
 
+    def first(self, ctx: StepContext, places: Sequence[Place]) -> Floats:
+        """[n] the first answer of this step for each place; nan where it was not asked for."""
+        known = self._answers if ctx.step == self._step else {}
+        return np.array([known.get(place, np.nan) for place in places])
+
     def notes(self, ctx: StepContext, *, roots: str, prefixes: str) -> dict[str, Notes]:
         """The step's notes by task. `roots` and `prefixes` say how prompts and prefixes were chosen."""
-        known = self._answers if ctx.step == self._step else {}
         made = {}
         for task, tree in ctx.trees.items():
-            predicted = np.array([known.get((task, node), np.nan) for node in range(len(tree))])
+            predicted = self.first(ctx, [(task, node) for node in range(len(tree))])
             made[task] = Notes(predicted, _reasons(tree, predicted, roots, prefixes))
         return made
 

@@ -228,7 +228,8 @@ class TRACE(Algorithm):
             metrics["price"] = self._joint.price
         if not places:
             return metrics
-        before = self._notebook.predict(self._predictor, ctx, places).mean(axis=0)
+        self._notebook.predict(self._predictor, ctx, places)  # of the prefixes that nobody asked about
+        before = self._notebook.first(ctx, places)
         root = np.array([node == 0 for _, node in places])
         for name, rows, realised in (
             ("root", root, targets),
@@ -307,7 +308,7 @@ def _lessons(
     ctx: StepContext, target: TargetWeighting
 ) -> tuple[list[Place], np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Places with a value, the values, how many draws each rests on, and for prefixes that were expanded the mean outcome of
-    their continuations alone (nan elsewhere): the sample that their selection did not depend on."""
+    their continuations alone (nan elsewhere), which their selection did not depend on (save later looks of `joint`)."""
     places: list[Place] = []
     values: list[float] = []
     weights: list[float] = []

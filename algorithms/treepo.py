@@ -3,7 +3,9 @@
     A_i = 1/|J| sum_j (R_i - mean of R over the leaves below the j-th turn on i's path) / std(A over the step)     (equation 5)
 
 j runs over the prompt and all turns of the path but the last. Plain averaging is the paper's choice; weighting by subgroup
-size (equation 6) it tried and dropped: `average="size"`. As in the paper single-outcome trees teach nothing: there A is 0.
+size (equation 6) it tried and dropped: `average="size"`. The published code averages over the prompt and those turns that have
+two leaves or more below them: `average="grouped"`; by the equation as printed a turn with one leaf counts, with a gap of 0. As
+in the paper single-outcome trees teach nothing: there A is 0.
 
 Deviations, hence "style": the paper's nodes are segments of a fixed number of tokens in a single answer, branched in step as
 they are generated, 2^d paths at depth d; here a node is a turn, and since trees grow by whole rollouts, a wave adds as many
@@ -25,12 +27,22 @@ from typing import Literal
 import numpy as np
 
 from trace_gym.algorithm import Algorithm, Branch, Credit, StepContext
-from trace_gym.algorithms.credit import EPSILON, SAME, NodeWeights, node_weights, treepo, treepo_plain
+from trace_gym.algorithms.credit import (
+    EPSILON,
+    SAME,
+    NodeWeights,
+    node_weights,
+    treepo,
+    treepo_grouped,
+    treepo_plain,
+)
 from trace_gym.algorithms.waves import at_least_two, draw_nodes, grow_to
 from trace_gym.errors import ConfigError
 from trace_gym.tree import Tree
 
 __all__ = ["TreePO"]
+
+AVERAGES = {"plain": treepo_plain, "grouped": treepo_grouped, "size": treepo}
 
 
 @dataclass(kw_only=True)
@@ -39,7 +51,7 @@ class TreePO(Algorithm):
 
     group: int = 8  # leaves per prompt
     first: int = 2  # of them rollouts from the prompt, before any branching
-    average: Literal["plain", "size"] = "plain"
+    average: Literal["plain", "grouped", "size"] = "plain"
     weights: NodeWeights = "leaf"  # each leaf is a sample with its whole path
     scale: Literal["none", "batch_std"] = "batch_std"
     clip_high: float = 0.28
@@ -57,7 +69,7 @@ class TreePO(Algorithm):
 
     def credit(self, ctx: StepContext) -> Mapping[str, Credit]:
         trees = {task: tree for task, tree in ctx.trees.items() if tree.outcomes()}
-        rule = treepo_plain if self.average == "plain" else treepo
+        rule = AVERAGES[self.average]
         credits = {
             task: Credit(rule(tree) if tree.mixed() else 0.0 * rule(tree), node_weights(tree, self.weights))
             for task, tree in trees.items()

@@ -1,10 +1,10 @@
 """Does choosing where to roll out help? `grpo`, `tree_grpo`, `trace` and its joint rule on Math-v0 with a tiny policy.
 
-    python -m trace_gym.benchmarks.trace_math --out runs/trace-math --policies policies     runs what is missing, writes tables
+    python -m trace_gym.benchmarks.trace_math --out runs/trace-math --policies policies     runs what is missing
 
 Ten paired seeds at equal sampled tokens on two declared difficulty mixes: `broad`, problems of one to five steps, and `hard`,
 of three to five. A third, `harder`, of four and five, is where `grpo` meets few mixed prompts: it runs for the share of prompts
-that teach. Seeds share five starting policies (`policies/seed-0` to `seed-4`, made by
+that teach, on five seeds. Seeds share five starting policies (`policies/seed-0` to `seed-4`, made by
 `trace-gym warmup --option difficulty=1-5 --seed S`), two seeds each. Held-out success is measured on the whole test split
 before, during and after training, and of the greedy policy at the end; nothing is tuned on it.
 """
@@ -37,24 +37,32 @@ COMMON = (
     "log.checkpoint_every_steps=0",
     "log.tensorboard=false",
 )
-PROMPTS = {"tree_grpo": 13, "grpo-6": 6}  # a step, where not 8: for 64 rollout units; for shorter steps
+# Prompts a step, where not 8: tree_grpo's for 64 rollout units, unchosen's for steps of root-group's tokens.
+PROMPTS = {
+    ("broad", "tree_grpo"): 13,
+    ("hard", "tree_grpo"): 13,
+    ("broad", "unchosen"): 6,
+    ("hard", "unchosen"): 7,
+}
 ROOTS = ("name=trace", "pool=64", "rollouts=64", "prefix_stage=off", *EDGES, "width=32")
 ARMS: dict[str, tuple[str, ...]] = {
     "grpo": ("name=grpo", "group=8"),
-    "grpo-6": ("name=grpo", "group=8"),
+    "unchosen": ("name=grpo", "group=8", "advantage=edge", "scale=none"),  # root-group without its choice
     "tree_grpo": ("name=tree_grpo",),
     "trace": TRACE,
-    "trace-subgroups": (*TRACE, *SUBGROUPS),
     "root-group": (*ROOTS, "selection=group"),
     "joint": (*TRACE, "budget_rule=joint"),
     "pairs": (*PAIRS, *SUBGROUPS),
+    "pairs-uniform": (*PAIRS, *SUBGROUPS, "root_stage=uniform", "prefix_stage=uniform"),
     "root-wide": (*ROOTS, "selection=group", "pool=256"),
 }
 PLAN: dict[str, tuple[str, ...]] = {
-    "broad": ("grpo", "grpo-6", "tree_grpo", "trace", "trace-subgroups", "root-group", "joint", "pairs"),
-    "hard": ("grpo", "tree_grpo", "trace", "trace-subgroups", "root-group", "joint", "pairs"),
+    "broad": ("grpo", "unchosen", "tree_grpo", "trace", "root-group", "joint", "pairs", "pairs-uniform"),
+    "hard": ("grpo", "tree_grpo", "trace", "root-group", "joint", "pairs"),
     "harder": ("grpo", "trace", "root-group", "root-wide"),
 }
+PLANNED_SEEDS = {"broad": SEEDS, "hard": SEEDS, "harder": SEEDS[:POLICIES]}
+CONTRASTS = (("root-group", "unchosen"), ("pairs", "pairs-uniform"), ("pairs", "root-group"))
 PICTURED = tuple(ARMS)
 
 
@@ -66,7 +74,7 @@ def cells(mixes: Sequence[str], arms: Sequence[str], seeds: Sequence[int], polic
             seed,
             (
                 *COMMON,
-                f"rollout.prompts_per_step={PROMPTS.get(arm, 8)}",
+                f"rollout.prompts_per_step={PROMPTS.get((mix, arm), 8)}",
                 f"env.options.difficulty={MIXES[mix]}",
                 f"policy.path={policies / f'seed-{seed % POLICIES}'}",
                 f"eval.at_start={str(arm == BASELINE).lower()}",  # it is the same for all arms of a seed
@@ -92,6 +100,7 @@ def main() -> None:
         cell
         for seed in SEEDS
         for mix, arms in PLAN.items()
+        if seed in PLANNED_SEEDS[mix]
         for cell in cells((mix,), arms, (seed,), asked.policies)
     ]
     run_cells(todo, asked.out, workers=asked.workers, say=lambda text: print(text, flush=True))

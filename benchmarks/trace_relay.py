@@ -1,10 +1,12 @@
 """Every allocation and credit rule on Relay, where success is known exactly: arms x ten paired seeds at equal sampled tokens.
 
-    python -m trace_gym.benchmarks.trace_relay --out runs/trace-relay           tunes, runs what is missing, writes the tables
+    python -m trace_gym.benchmarks.trace_relay --out runs/trace-relay           tunes, runs what is missing
 
 A seed draws a world (kinds, stations, the right actions, the initial policy) and every random stream; arms of a seed share it
 all. The learning rate of each arm is the best of one small grid by mean area under the curve on other seeds. Success is the
-exact success of the policy over all kinds, not a sample, so differences carry no evaluation noise.
+exact success of the policy over all kinds, not a sample, so differences carry no evaluation noise. The rules with
+`treepo_plain` credit were thought of after the first ten worlds had been looked at, so `AGAIN` runs them, and what they are
+compared with, on ten others.
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ import numpy as np
 
 from trace_gym.benchmarks.cells import Cell, area, read_cells, run_cells
 
-__all__ = ["ARMS", "BUDGET", "CONTROLS", "MIXES", "RATES", "cells", "tuned"]
+__all__ = ["AGAIN", "ARMS", "BUDGET", "CONTROLS", "MIXES", "RATES", "cells", "tuned"]
 
 BUDGET = 6_000  # sampled tokens: one each turn
-RATES = (0.2, 0.4, 0.8, 1.6)
+RATES = (0.2, 0.4, 0.8, 1.6, 3.2)
 SEEDS = tuple(range(10))
+FRESH_SEEDS = tuple(range(10, 20))
 TUNING_SEEDS = (100, 101)
 MIXES = ("broad", "hard")
 CONTROLS = (
@@ -41,7 +44,7 @@ COMMON = (
     "log.tensorboard=false",
 )
 # prompts a step, for 64 rollout units: the others take 8
-PROMPTS = {"tree_grpo": 13, "treepo": 13, "bpo": 12, "arpo": 11, "dapo": 4}
+PROMPTS = {"tree_grpo": 13, "treepo": 13, "treepo-grouped": 13, "bpo": 12, "arpo": 11}
 EDGES = ("group=8", "advantage=edge", "weights=path")
 SUBGROUPS = ("advantage=treepo_plain", "weights=leaf")
 # 64 rollout units a step, as grpo's eight groups of eight
@@ -55,13 +58,15 @@ PAIRS = (
 ARMS: Mapping[str, tuple[str, ...]] = {
     "grpo": ("name=grpo",),
     "loo": ("name=grpo", "advantage=loo", "scale=none"),
+    "grpo-plain": ("name=grpo", "advantage=treepo_plain", "scale=none"),
     "grpo-edge": ("name=grpo", "advantage=edge", "scale=none"),
     "rloo": ("name=rloo",),
     "gigpo": ("name=gigpo",),
-    "dapo": ("name=dapo", "pool=64"),
+    "dapo": ("name=dapo", "pool=64", "prompts=4"),
     "pcl": ("name=pcl", "pool=64", "width=32"),
     "tree_grpo": ("name=tree_grpo",),
     "treepo": ("name=treepo",),
+    "treepo-grouped": ("name=treepo", "average=grouped"),
     "arpo": ("name=arpo",),
     "bpo": ("name=bpo",),
     "trace": TRACE,
@@ -71,6 +76,7 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "root-sample": (*ROOTS, "selection=sample"),
     "prefix-only": (*TRACE, "root_stage=uniform"),
     "random-prefixes": (*TRACE, "prefix_stage=uniform"),
+    "trace-uniform": (*TRACE, "root_stage=uniform", "prefix_stage=uniform", "group=3"),
     "uniform-uniform": (*TRACE, "root_stage=uniform", "prefix_stage=uniform"),
     "sibling": (*TRACE, "root_stage=uniform", "prefix_stage=uniform", "advantage=sibling"),
     "joint": (*TRACE, "budget_rule=joint"),
@@ -80,6 +86,7 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "joint-subgroups": (*TRACE, "budget_rule=joint", *SUBGROUPS),
     "pairs": (*PAIRS, *SUBGROUPS),
     "pairs-edge": (*PAIRS, "advantage=edge", "weights=path"),
+    "pairs-grouped": (*PAIRS, "advantage=treepo_grouped", "weights=leaf"),
     "pairs-random": (*PAIRS, *SUBGROUPS, "prefix_stage=uniform"),
     "pairs-uniform": (*PAIRS, *SUBGROUPS, "root_stage=uniform", "prefix_stage=uniform"),
     "trace-oracle": (*TRACE, "predictor=oracle"),
@@ -110,16 +117,29 @@ PICTURED = (
 )
 HARD = (
     *("grpo", "pcl", "tree_grpo", "treepo", "trace", "root-only", "root-sample", "joint", "trace-oracle"),
-    *("trace-subgroups", "pairs", "pairs-uniform", "pairs-oracle"),
+    *("trace-subgroups", "pairs", "pairs-grouped", "pairs-uniform", "pairs-oracle"),
 )
-ORACLES = {
-    "trace": "trace-oracle",
-    "root-only": "root-oracle",
-    "root-group": "root-group-oracle",
-    "root-sample": "root-sample-oracle",
-    "joint": "joint-oracle",
-    "pairs": "pairs-oracle",
-}  # the same rule with the exact predictor
+ORACLES = (
+    ("trace", "trace-oracle", "trace-uniform"),
+    ("root-only", "root-oracle", "grpo-edge"),
+    ("root-group", "root-group-oracle", "grpo-edge"),
+    ("root-sample", "root-sample-oracle", "grpo-edge"),
+    ("joint", "joint-oracle", "trace-uniform"),
+    ("pairs", "pairs-oracle", "pairs-uniform"),
+)  # a rule, the same with the exact predictor, the same without any: what prediction is worth
+CONTRASTS = (
+    ("pairs", "pairs-edge"),
+    ("pairs", "pairs-random"),
+    ("pairs", "pairs-uniform"),
+    ("pairs", "pairs-grouped"),
+    ("pairs-uniform", "treepo"),
+    ("pairs-oracle", "pairs"),
+    ("trace-subgroups", "trace"),
+    ("trace-subgroups", "trace-leaf-mean"),
+    ("treepo", "treepo-grouped"),
+    ("grpo-plain", "grpo"),
+)
+AGAIN = ("grpo", "treepo", "root-sample", "trace", "pairs", "pairs-random", "pairs-uniform", "pairs-oracle")
 CONTROLLED = ("grpo", "trace", "root-only", "pairs")  # arms that run on the control mixes
 
 
@@ -174,6 +194,7 @@ def main() -> None:
     todo = cells(tuple(ARMS), ["broad"], SEEDS, rate)
     todo += cells(HARD, ["hard"], SEEDS, rate)
     todo += cells(CONTROLLED, CONTROLS, SEEDS, rate)
+    todo += cells(AGAIN, ["broad"], FRESH_SEEDS, rate)
     run_cells(todo, asked.out, workers=asked.workers, batch=20, say=lambda text: print(text, flush=True))
 
 

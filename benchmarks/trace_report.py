@@ -16,7 +16,7 @@ import numpy as np
 
 from trace_gym.benchmarks.cells import FINISHED, Floats, Interval, Result, area, curve, paired, read_results
 
-__all__ = ["Row", "calibration_rows", "main", "rows", "table", "write_tables"]
+__all__ = ["Row", "calibration_rows", "contrasts", "main", "rows", "table", "write_tables"]
 
 BASELINE = "grpo"
 PER = 1000  # policy tokens
@@ -93,8 +93,12 @@ def by_seed(found: Sequence[Row], mix: str, arm: str, column: str) -> dict[int, 
     }
 
 
-def table(found: Sequence[Row], mix: str, arms: Sequence[str]) -> str:
-    """Means over seeds, and differences to the baseline within seeds with their 95 % intervals, as Markdown."""
+def table(found: Sequence[Row], mix: str, arms: Sequence[str], policies: int = 0) -> str:
+    """Means over seeds, and differences to the baseline within seeds with their 95 % intervals, as Markdown.
+
+    Where seeds share `policies` starting policies, seed s the policy s modulo that, they are not independent: a column tells
+    the interval of the final difference over policies, each the mean of its seeds.
+    """
     greedy = any(by_seed(found, mix, arm, "greedy") for arm in arms)
     compared = ["final", "area", *(["greedy"] if greedy else [])]
     counted = {
@@ -105,11 +109,16 @@ def table(found: Sequence[Row], mix: str, arms: Sequence[str]) -> str:
         "units a step": "units_per_step",
     }
     head = ["arm", "seeds", *(x for name in compared for x in (name, f"{name} less grpo's")), *counted]
+    head += ["final less grpo's, by policy"] if policies else []
     lines = [f"| {' | '.join([*head, 'settings'])} |", "|---" * (len(head) + 1) + "|"]
     for arm in arms:
         final = by_seed(found, mix, arm, "final")
         if not final:
-            errors = {str(row["error"]) for row in found if row["arm"] == arm and "error" in row}
+            errors = {
+                str(row["error"])
+                for row in found
+                if row["mix"] == mix and row["arm"] == arm and "error" in row
+            }
             lines.append(f"| {arm} | 0 | {'; '.join(sorted(errors)) or 'not run'} |" + " |" * (len(head) - 2))
             continue
         cells = [arm, str(len(final))]
@@ -118,9 +127,34 @@ def table(found: Sequence[Row], mix: str, arms: Sequence[str]) -> str:
             cells.append(f"{_mean(own):.3f}")
             cells.append("" if arm == BASELINE else str(paired(own, by_seed(found, mix, BASELINE, column))))
         cells += [_short(_mean(by_seed(found, mix, arm, column))) for column in counted.values()]
+        if policies:
+            base = by_policy(by_seed(found, mix, BASELINE, "final"), policies)
+            cells.append("" if arm == BASELINE else str(paired(by_policy(final, policies), base)))
         settings = sorted({str(row["setting"]) for row in found if row["mix"] == mix and row["arm"] == arm})
         lines.append(f"| {' | '.join([*cells, ', '.join(settings)])} |")
     return "\n".join(lines) + "\n"
+
+
+def contrasts(found: Sequence[Row], mixes: Sequence[str], pairs: Sequence[tuple[str, str]]) -> str:
+    """Differences within seeds of two rules, where both ran, as Markdown."""
+    lines = ["| mix | difference | seeds | final | area |", "|---|---|---|---|---|"]
+    for mix in mixes:
+        for one, other in pairs:
+            told = [
+                paired(by_seed(found, mix, one, column), by_seed(found, mix, other, column))
+                for column in ("final", "area")
+            ]
+            if told[0].n:
+                lines.append(f"| {mix} | {one} less {other} | {told[0].n} | {told[0]} | {told[1]} |")
+    return "\n".join(lines) + "\n"
+
+
+def by_policy(values: Mapping[int, float], policies: int) -> dict[int, float]:
+    """The mean over the seeds of each starting policy."""
+    shared: dict[int, list[float]] = {}
+    for seed, value in values.items():
+        shared.setdefault(seed % policies, []).append(value)
+    return {policy: float(np.mean(seeds)) for policy, seeds in shared.items()}
 
 
 def _mean(values: Mapping[int, float]) -> float:
@@ -144,10 +178,13 @@ def calibration_rows(results: Iterable[Result]) -> list[Row]:
     return out
 
 
-def closed_share(found: Sequence[Row], mix: str, arm: str, oracle: str, column: str = "area") -> Interval:
-    """The part of the oracle's gain over the baseline that `arm` has, seed by seed: mean difference over mean difference,
-    with a bootstrap interval over seeds (10,000 draws, fixed seed), for a ratio's error is not Student's."""
-    base, own, best = (by_seed(found, mix, name, column) for name in (BASELINE, arm, oracle))
+def closed_share(
+    found: Sequence[Row], mix: str, arm: str, oracle: str, without: str, column: str = "area"
+) -> Interval:
+    """The part of what the exact predictor gains, over the rule `without` prediction, that `arm`'s own predictor has: mean
+    difference over mean difference within seeds, with a bootstrap interval over seeds (10,000 draws, fixed seed), for a ratio's
+    error is not Student's."""
+    base, own, best = (by_seed(found, mix, name, column) for name in (without, arm, oracle))
     seeds = sorted(base.keys() & own.keys() & best.keys())
     gains = np.array([[own[s] - base[s], best[s] - base[s]] for s in seeds])
     if len(seeds) < 2 or not Interval.of(gains[:, 1]).low > 0:  # no gain of the oracle's to have a share of
@@ -277,11 +314,13 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     pieces = []
     for name, folder, suite in (("math", asked.math, trace_math), ("relay", asked.relay, trace_relay)):
-        results = [r for r in read_folder(folder) if r.seed in suite.SEEDS]
+        stored = read_folder(folder)
+        results = [r for r in stored if r.seed in suite.SEEDS]
         if not results:
             continue
         found, calibrated = rows(results, suite.BUDGET), calibration_rows(results)
-        write_csv(asked.out / f"{name}.csv", found)
+        again = rows([r for r in stored if r.seed in getattr(suite, "FRESH_SEEDS", ())], suite.BUDGET)
+        write_csv(asked.out / f"{name}.csv", [*found, *again])
         write_csv(asked.out / f"{name}_calibration.csv", calibrated)
         starts = starts_of(results)
         points = [
@@ -303,10 +342,15 @@ def main() -> None:
             if any(row["mix"] == m for row in found)
         ]
         arms = [arm for arm in suite.ARMS if any(row["arm"] == arm for row in found)]
+        policies = getattr(suite, "POLICIES", 0)
         for mix in mixes:
-            pieces.append(
-                f"### {name}: {mix}\n\n{table(found, mix, [a for a in arms if by_seed(found, mix, a, 'final')])}"
-            )
+            ran = [a for a in arms if any((row["mix"], row["arm"]) == (mix, a) for row in found)]
+            pieces.append(f"### {name}: {mix}\n\n{table(found, mix, ran, policies)}")
+        if again:
+            ran = [a for a in arms if any(row["arm"] == a for row in again)]
+            pieces.append(f"### {name}: broad, ten other worlds\n\n{table(again, 'broad', ran)}")
+            pieces.append(contrasts(again, ["broad"], suite.CONTRASTS))
+        pieces.append(f"### {name}: rules against each other\n\n{contrasts(found, mixes, suite.CONTRASTS)}")
         pieces.append(
             f"### {name}: calibration, first third → last third\n\n{calibration_table(calibrated, mixes, arms)}"
         )
@@ -315,13 +359,13 @@ def main() -> None:
         calibration_picture(asked.out / f"{name}_calibration.png", calibrated, mixes[0], "trace")
         if name == "relay":
             shares = [
-                f"- `{arm}` on {mix}: {_told(closed_share(found, mix, arm, oracle))}"
+                f"- `{arm}` over `{without}` on {mix}: {_told(closed_share(found, mix, arm, oracle, without))}"
                 for mix in suite.MIXES
-                for arm, oracle in trace_relay.ORACLES.items()
-                if by_seed(found, mix, oracle, "area") and by_seed(found, mix, arm, "area")
+                for arm, oracle, without in trace_relay.ORACLES
+                if all(by_seed(found, mix, name, "area") for name in (arm, oracle, without))
             ]
             pieces.append(
-                "### relay: share of the oracle's gain over grpo that the predictor closes (area)\n\n"
+                "### relay: share of what the exact predictor gains that the learned one has (area)\n\n"
                 + "\n".join(shares)
                 + "\n"
             )

@@ -135,6 +135,7 @@ SLOW: dict[CreditMode, Callable[[Tree, int], float]] = {
     "tree_grpo": of_leaves(slow.tree_grpo_of_leaf),
     "treepo": of_leaves(slow.treepo_of_leaf),
     "treepo_plain": of_leaves(slow.treepo_plain_of_leaf),
+    "treepo_grouped": of_leaves(slow.treepo_grouped_of_leaf),
 }
 
 
@@ -256,7 +257,14 @@ def test_a_lost_rollout_through_a_scored_turn() -> None:
     tree = chains([0.0, 0.0], [2, 1], ["failed", "done"])
     add_rollout(tree, 1, 1, reward=1.0)
     silent: tuple[CreditMode, ...] = ("group", "loo")
-    speaking: tuple[CreditMode, ...] = ("edge", "leaf_mean", "treepo", "treepo_plain", "treerl")
+    speaking: tuple[CreditMode, ...] = (
+        "edge",
+        "leaf_mean",
+        "treepo",
+        "treepo_plain",
+        "treepo_grouped",
+        "treerl",
+    )
     for mode in silent:
         assert np.isnan(ADVANTAGES[mode](tree, "draw")[[1, 2]]).all()
     for mode in speaking:

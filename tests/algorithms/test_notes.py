@@ -55,6 +55,18 @@ def test_the_first_answer_of_a_step_is_kept_and_all_are_passed_on() -> None:
     assert predicted[:2].tolist() == pytest.approx([0.1, 0.2]) and np.isnan(predicted[2:]).all()
 
 
+def test_predictions_are_judged_as_they_were_when_the_plan_was_made() -> None:
+    """Success of the prompt was predicted as 0.1 when the step was planned; asked again, the predictor says 0.2."""
+    algorithm = TRACE(rollouts=8, predictor="constant", warmup_steps=0)
+    algorithm._predictor = Rising()
+    tree = prompt_tree("task")
+    for reward in (1.0, 0.0):
+        add(tree, 0, status="done", reward=reward)
+    ctx = context(tree)
+    algorithm._notebook.predict(algorithm._predictor, ctx, [("task", 0)])
+    assert algorithm.observe(ctx)["root_brier"] == pytest.approx((0.1 - 0.5) ** 2)
+
+
 def test_a_new_step_begins_a_new_page() -> None:
     notebook, predictor = Notebook(), Rising()
     notebook.predict(predictor, context(forked()), [("task", 0)])

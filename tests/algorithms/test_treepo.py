@@ -1,6 +1,7 @@
 """TreePO: waves that double, and equation 5 by hand."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from tests.algorithms.test_grpo import context
 from tests.algorithms.test_tree_grpo import walk_on
 from tests.support.growing import credits_of, grow, sizes
-from tests.support.trees import add, prompt_tree
-from trace_gym.algorithms.credit import treepo_plain
+from tests.support.trees import add, add_rollout, prompt_tree
+from trace_gym.algorithm import Branch, StepContext
+from trace_gym.algorithms.credit import group, treepo_grouped, treepo_plain
 from trace_gym.algorithms.treepo import TreePO
 from trace_gym.tree import Tree
 
@@ -31,6 +33,26 @@ def test_a_leaf_is_compared_with_the_mean_below_each_turn_above_it() -> None:
     two, four, five, six = 5 / 12, 4 / 9, (-1 / 2 - 2 / 3 - 1 / 2) / 3, -1 / 2
     wanted = [(two + four + five) / 3, two, (four + five) / 2, four, five, six]
     np.testing.assert_allclose(treepo_plain(forked())[1:], wanted)
+
+
+def test_a_private_tail_damps_the_plain_average_and_not_the_grouped_one() -> None:
+    """A success of five turns, a failure of seven, only the prompt is shared: the gap of 1/2 over 5 and over 7 ancestors."""
+    tree = prompt_tree()
+    add_rollout(tree, 0, 5, reward=1.0)
+    add_rollout(tree, 0, 7, reward=0.0)
+    won, lost = slice(1, 6), slice(6, 13)
+    np.testing.assert_allclose(treepo_plain(tree)[won], 0.1)
+    np.testing.assert_allclose(treepo_plain(tree)[lost], -0.5 / 7)
+    np.testing.assert_allclose(treepo_grouped(tree)[won], 0.5)
+    np.testing.assert_allclose(treepo_grouped(tree)[lost], -0.5)
+    np.testing.assert_allclose(treepo_grouped(tree)[1:], group(tree)[1:])
+    spread = TreePO(average="grouped", scale="none").credit(context(tree))["task"]
+    np.testing.assert_allclose(spread.advantage[won], 0.5)
+
+
+def test_a_turn_with_two_leaves_counts_in_both() -> None:
+    """In `forked` every turn above a leaf has two leaves or more: one rule."""
+    np.testing.assert_allclose(treepo_grouped(forked())[1:], treepo_plain(forked())[1:])
 
 
 def test_an_unscored_leaf_is_in_no_subgroup() -> None:
@@ -72,9 +94,23 @@ def test_waves_double_the_leaves() -> None:
         starts = Counter(n.parent for n in tree.nodes if n.origin == "continuation" and n.cost.restores)
         assert sum(starts.values()) == 6 and 0 not in starts
         trunks = len([n for n in tree.nodes if n.origin == "root"])
-        early = [p for p in starts if p <= trunks]
-        assert len(early) >= 2  # the first wave's two, and no turn twice within a wave
-        assert max(starts.values()) <= 2
+        assert len([p for p in starts if p <= trunks]) >= 2  # the first wave's two
+        assert max(starts.values()) <= 2  # no turn twice within a wave
+
+
+def test_each_wave_is_as_large_as_the_tree() -> None:
+    """Two rollouts, then two branches, then four."""
+    waves: dict[str, list[int]] = {}
+
+    class Watched(TreePO):
+        def plan(self, ctx: StepContext) -> Sequence[Branch]:
+            branches = super().plan(ctx)
+            for task in dict.fromkeys(branch.task for branch in branches):
+                waves.setdefault(task, []).append(sum(b.count for b in branches if b.task == task))
+            return branches
+
+    grow(Watched(group=8, first=2), choose=walk_on)
+    assert waves and all(sizes == [2, 2, 4] for sizes in waves.values())
 
 
 def test_a_group_that_is_no_power_of_two_is_met() -> None:

@@ -10,6 +10,7 @@ from trace_gym.benchmarks.cells import Result, area
 from trace_gym.benchmarks.trace_report import (
     Row,
     closed_share,
+    contrasts,
     rows,
     starts_of,
     table,
@@ -60,7 +61,10 @@ def test_the_table_pairs_by_seed_and_tells_what_did_not_run() -> None:
     broken = Result("broad/joint", 0, 1.0, "abc", [], [], error="no space")
     text = table(rows([*results, broken], 100.0), "broad", ["grpo", "trace", "joint", "dapo"])
     assert "| trace | 2 | 0.500 | +0.050 [+0.050, +0.050] |" in text
-    assert "| joint | 0 | no space |" in text and "| dapo | 0 | not run |" in text
+    assert "| joint | 0 | no space |" in text and "no space" not in table(
+        rows([broken], 100.0), "hard", ["joint"]
+    )
+    assert "| dapo | 0 | not run |" in text
 
 
 def test_the_table_tells_greedy_success_where_it_was_measured_and_how_large_the_steps_were() -> None:
@@ -79,8 +83,30 @@ def test_the_table_tells_greedy_success_where_it_was_measured_and_how_large_the_
     assert "| 0.500 |  |" in base
 
 
+def test_rules_one_choice_apart_are_compared_where_both_ran() -> None:
+    results = [cell("pairs", s, [(0, 0.2), (100, 0.4 + 0.1 * s)]) for s in range(3)]
+    results += [cell("edge", s, [(0, 0.2), (100, 0.3 + 0.1 * s)]) for s in (2, 1)]
+    lines = contrasts(
+        rows(results, 100.0), ["broad", "hard"], [("pairs", "edge"), ("pairs", "dapo")]
+    ).splitlines()
+    assert lines[2:] == [
+        "| broad | pairs less edge | 2 | +0.100 [+0.100, +0.100] | +0.050 [+0.050, +0.050] |"
+    ]
+
+
+def test_seeds_that_share_a_starting_policy_are_one_observation() -> None:
+    """Seeds 0 and 2 share one policy, 1 and 3 the other: gains of 0.1 and 0.3, and of 0.0 and 0.2."""
+    gain = {0: 0.1, 1: 0.0, 2: 0.3, 3: 0.2}
+    results = [cell("grpo", s, [(0, 0.2), (100, 0.3)]) for s in gain]
+    results += [cell("trace", s, [(0, 0.2), (100, 0.3 + gain[s])]) for s in gain]
+    found = rows(results, 100.0)
+    half = 12.706 * (0.1 / 2**0.5) / 2**0.5  # Student's t of one degree of freedom; policies gain 0.2 and 0.1
+    (line,) = [x for x in table(found, "broad", ["grpo", "trace"], 2).splitlines() if x.startswith("| trace")]
+    assert f"| +0.150 [{0.15 - half:+.3f}, {0.15 + half:+.3f}] |" in line
+
+
 def gains(own: list[float], best: list[float]) -> list[Row]:
-    arms = {"grpo": [0.5] * len(own), "own": own, "best": best}
+    arms = {"none": [0.5] * len(own), "own": own, "best": best, "grpo": [0.1] * len(own)}
     return [
         {"mix": "broad", "arm": arm, "seed": seed, "area": value}
         for arm, values in arms.items()
@@ -89,10 +115,10 @@ def gains(own: list[float], best: list[float]) -> list[Row]:
 
 
 def test_the_share_of_the_oracles_gain() -> None:
-    share = closed_share(gains([0.52, 0.54, 0.53], [0.58, 0.62, 0.60]), "broad", "own", "best")
+    share = closed_share(gains([0.52, 0.54, 0.53], [0.58, 0.62, 0.60]), "broad", "own", "best", "none")
     assert share.mean == pytest.approx(0.3) and share.low <= 0.3 <= share.high and share.n == 3
     assert np.isnan(
-        closed_share(gains([0.6] * 3, [0.4, 0.6, 0.53]), "broad", "own", "best").mean
+        closed_share(gains([0.6] * 3, [0.4, 0.6, 0.53]), "broad", "own", "best", "none").mean
     )  # no gain to share
 
 

@@ -153,6 +153,13 @@ def treepo_plain_of_leaf(tree: Tree, leaf: int) -> float:
     return mean([r - mean(returns(tree, ancestor)) for ancestor in above(tree, leaf)])
 
 
+def treepo_grouped_of_leaf(tree: Tree, leaf: int) -> float:
+    """A turn that only this leaf is below has nothing to compare it with; the prompt counts always."""
+    r = outcome(tree, leaf)
+    groups = [returns(tree, ancestor) for ancestor in above(tree, leaf)]
+    return mean([r - mean(g) for place, g in enumerate(reversed(groups)) if len(g) > 1 or place == 0])
+
+
 def weight(tree: Tree, node: int, kind: str) -> float:
     if not scored_leaves(tree, node):
         return 0.0
