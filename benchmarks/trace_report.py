@@ -16,7 +16,7 @@ import numpy as np
 
 from trace_gym.benchmarks.cells import FINISHED, Floats, Interval, Result, area, curve, paired, read_results
 
-__all__ = ["Row", "calibration_rows", "contrasts", "main", "rows", "table", "write_tables"]
+__all__ = ["Row", "calibration_rows", "contrasts", "main", "rows", "table", "together", "write_tables"]
 
 BASELINE = "grpo"
 PER = 1000  # policy tokens
@@ -146,6 +146,27 @@ def contrasts(found: Sequence[Row], mixes: Sequence[str], pairs: Sequence[tuple[
             ]
             if told[0].n:
                 lines.append(f"| {mix} | {one} less {other} | {told[0].n} | {told[0]} | {told[1]} |")
+    return "\n".join(lines) + "\n"
+
+
+def together(
+    before: Sequence[Row], now: Sequence[Row], mixes: Sequence[str], arms: Sequence[str], policies: int
+) -> str:
+    """Final differences to the baseline of two comparisons with different starting policies, each and both, as Markdown.
+
+    An observation is a starting policy: the mean over its seeds.
+    """
+    lines = ["| mix | arm | before | now | together | policies |", "|---|---|---|---|---|---|"]
+    for mix in mixes:
+        for arm in arms:
+            found = []
+            for rows_ in (before, now):
+                own, base = (by_seed(rows_, mix, name, "final") for name in (arm, BASELINE))
+                gains = {seed: own[seed] - base[seed] for seed in own.keys() & base.keys()}
+                found.append(list(by_policy(gains, policies).values()))
+            if arm != BASELINE and all(found):
+                told = [Interval.of(x) for x in (*found, [*found[0], *found[1]])]
+                lines.append(f"| {mix} | {arm} | {' | '.join(map(str, told))} | {told[2].n} |")
     return "\n".join(lines) + "\n"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trace_gym.benchmarks.cells import Result, area
+from trace_gym.benchmarks.cells import Interval, Result, area
 from trace_gym.benchmarks.trace_report import (
     Row,
     closed_share,
@@ -14,6 +14,7 @@ from trace_gym.benchmarks.trace_report import (
     rows,
     starts_of,
     table,
+    together,
     whole_curve,
     write_tables,
 )
@@ -103,6 +104,20 @@ def test_seeds_that_share_a_starting_policy_are_one_observation() -> None:
     half = 12.706 * (0.1 / 2**0.5) / 2**0.5  # Student's t of one degree of freedom; policies gain 0.2 and 0.1
     (line,) = [x for x in table(found, "broad", ["grpo", "trace"], 2).splitlines() if x.startswith("| trace")]
     assert f"| +0.150 [{0.15 - half:+.3f}, {0.15 + half:+.3f}] |" in line
+
+
+def test_two_comparisons_together_count_their_starting_policies() -> None:
+    """Policies gain 0.1 and 0.3 before (two seeds each), 0.2 and 0.4 now."""
+
+    def comparison(gain: dict[int, float]) -> list[Row]:
+        base = [cell("grpo", s, [(0, 0.2), (100, 0.3)]) for s in gain]
+        return rows([*base, *(cell("trace", s, [(0, 0.2), (100, 0.3 + g)]) for s, g in gain.items())], 100.0)
+
+    before, now = comparison({0: 0.05, 1: 0.3, 2: 0.15, 3: 0.3}), comparison({0: 0.2, 1: 0.4})
+    (line,) = together(before, now, ["broad", "hard"], ["grpo", "trace", "joint"], 2).splitlines()[2:]
+    cells = [x.strip() for x in line.split("|")[1:-1]]
+    assert [x.split(" [")[0] for x in cells] == ["broad", "trace", "+0.200", "+0.300", "+0.250", "4"]
+    assert cells[4] == str(Interval.of([0.1, 0.3, 0.2, 0.4]))
 
 
 def gains(own: list[float], best: list[float]) -> list[Row]:
