@@ -15,8 +15,9 @@ weights, `draw` targets (the paper's `leaf` is biased by the allocation itself),
 `selection` of whole groups or by drawing, and `budget_rule="joint"` (see joint.py).
 
 `trace_published` is the published allocation: greedy counts, both stages, no exploration, leaf targets. The defaults of `trace`
-are what was ahead of GRPO at equal sampled tokens where we measured it on a language model (benchmarks/results/trace): whole
-groups for the prompts that most probably hold both outcomes, no continuations. `prefix_stage=active` brings them back.
+are whole groups for the prompts that most probably hold both outcomes, no continuations: ahead of GRPO in sampled success on
+Math-v0's broad mix over ten starting policies, not on the hard one, and not in greedy success (benchmarks/results/trace).
+`prefix_stage=active` brings the continuations back; on Relay both stages are ahead, with the settings that docs/trace.md names.
 
     trace-gym train policy.path=POLICY algorithm.name=trace
     trace-gym train policy.path=POLICY algorithm.name=trace_published algorithm.rollouts=32
