@@ -122,8 +122,9 @@ class Client:
                 ) as response:
                     return self._read(response, watch)
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-                late = watch.late or isinstance(error, TimeoutError | requests.Timeout)
-                raise _Transient("no answer in time" if late else _innermost(error)) from error
+                root = _innermost(error)
+                late = watch.late or isinstance(error, requests.Timeout) or isinstance(root, TimeoutError)
+                raise _Transient("no answer in time" if late else _told(root)) from error
 
     def _read(self, response: requests.Response, watch: Watch) -> Reply:
         status, headers = response.status_code, response.headers
@@ -192,8 +193,13 @@ def _gave_up(service: str, failure: _Transient, tries: int) -> str:
     return f"{service} gave no answer{times} ({failure}{asked}); check that it is up and its address right"
 
 
-def _innermost(error: BaseException) -> str:
-    """The reason at the root of `error`, without the URL, which may hold a key."""
+def _innermost(error: BaseException) -> BaseException:
+    """The error at the root of `error`."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
+    return error
+
+
+def _told(error: BaseException) -> str:
+    """The reason without the URL, which may hold a key."""
     return str(getattr(error, "strerror", None) or type(error).__name__)
