@@ -15,7 +15,7 @@ COSTS = {  # as recorded on the pages themselves; 2 CPU cores
     "cpu/README.md": "59 minutes by two workers",
     "smollm2/summary.md": "40 steps of 28 s, then evaluations",
     "tools.md": "1 min 46 s for BFCL's judge",
-    "trace/README.md": "Math-v0: 115 runs of 98 s on average, Relay: 500 of 4 s",
+    "trace/README.md": "Math-v0: 160 runs of a minute, Relay: 1,300 of 2 s",
 }
 
 HEAD = """# Reproduce the benchmarks
