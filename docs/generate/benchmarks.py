@@ -15,7 +15,7 @@ COSTS = {  # as recorded on the pages themselves; 2 CPU cores
     "cpu/README.md": "59 minutes by two workers",
     "smollm2/summary.md": "40 steps of 28 s, then evaluations",
     "tools.md": "1 min 46 s for BFCL's judge",
-    "trace/README.md": "Math-v0: 140 runs of 71 s, Relay: 840 of 2 s; Relay's tuning half as many again",
+    "trace/README.md": "Math-v0: 150 runs of 72 s, Relay: 840 of 2 s; Relay's tuning half as many again",
 }
 
 HEAD = """# Reproduce the benchmarks
