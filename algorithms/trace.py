@@ -17,7 +17,8 @@ weights, `draw` targets (the paper's `leaf` is biased by the allocation itself),
 `trace_published` is the published allocation: greedy counts, both stages, no exploration, leaf targets. The defaults of `trace`
 are whole groups for the prompts that most probably hold both outcomes, no continuations: ahead of GRPO in sampled success on
 Math-v0's broad mix over ten starting policies, not on the hard one, and not in greedy success (benchmarks/results/trace).
-`prefix_stage=active` brings the continuations back; on Relay both stages are ahead, with the settings that docs/trace.md names.
+`prefix_stage=active` brings the continuations back; on Relay forks are ahead with the credit that docs/trace.md names, not
+shown to be so by prediction.
 
     trace-gym train policy.path=POLICY algorithm.name=trace
     trace-gym train policy.path=POLICY algorithm.name=trace_published algorithm.rollouts=32

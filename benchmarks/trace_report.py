@@ -254,7 +254,8 @@ def curves(path: Path, results: Sequence[Result], mixes: Sequence[str], arms: Se
                 grid / PER, mean - error, mean + error, color=f"C{place % 10}", alpha=0.12, linewidth=0
             )
         axis.set(title=mix, xlabel="sampled tokens, thousands", ylabel="success")
-        axis.legend(frameon=False, fontsize=8)
+        if axis.lines:
+            axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -286,7 +287,8 @@ def calibration_picture(path: Path, found: Sequence[Row], mix: str, arm: str) ->
             middle = [b[:, 0].mean() / PER for b in bins]
             axis.plot(middle, [b[:, 1].mean() for b in bins], line, marker="o", markersize=3, label=where)
         axis.set(xlabel="sampled tokens, thousands", title=measure.replace("_", " "))
-        axis.legend(frameon=False, fontsize=8)
+        if axis.lines:
+            axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -371,6 +373,12 @@ def main() -> None:
             ran = [a for a in arms if any(row["arm"] == a for row in again)]
             pieces.append(f"### {name}: broad, ten other worlds\n\n{table(again, 'broad', ran)}")
             pieces.append(contrasts(again, ["broad"], suite.CONTRASTS))
+        earlier = asked.out / f"{name}_before.csv"
+        if earlier.exists():
+            with open(earlier, newline="", encoding="utf-8") as file:
+                told = together(list(csv.DictReader(file)), found, mixes, arms, policies)
+            head = f"### {name}: with the comparison before, final less grpo's by starting policy"
+            pieces.append(f"{head}\n\n{told}")
         pieces.append(f"### {name}: rules against each other\n\n{contrasts(found, mixes, suite.CONTRASTS)}")
         pieces.append(
             f"### {name}: calibration, first third → last third\n\n{calibration_table(calibrated, mixes, arms)}"

@@ -1,6 +1,8 @@
 """The comparison's tables: what a cell's row says, and that arms of a seed share its start."""
 
-from dataclasses import replace
+import json
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from trace_gym.benchmarks.trace_report import (
     Row,
     closed_share,
     contrasts,
+    main,
     rows,
     starts_of,
     table,
@@ -135,6 +138,38 @@ def test_the_share_of_the_oracles_gain() -> None:
     assert np.isnan(
         closed_share(gains([0.6] * 3, [0.4, 0.6, 0.53]), "broad", "own", "best", "none").mean
     )  # no gain to share
+
+
+def test_the_command_writes_every_section_and_tells_of_an_arm_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the cells in two folders and an earlier comparison's rows to the page."""
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    results = [
+        cell(arm, s, [(0, 0.2), (80_000, 0.3 + 0.01 * s)]) for arm in ("grpo", "root-group") for s in range(6)
+    ]
+    failed = Result("broad/joint", 0, 1.0, "abc", [], [], error="no space")
+    for number, result in enumerate([*results, failed]):
+        (runs / str(number)).mkdir(parents=True)
+        (runs / str(number) / "cell.json").write_text(json.dumps(asdict(result)))
+    out.mkdir()
+    earlier = ["mix,arm,seed,final"] + [
+        f"broad,{arm},{s},{f}" for arm, f in (("grpo", 0.1), ("root-group", 0.2)) for s in range(5)
+    ]
+    (out / "math_before.csv").write_text("\n".join(earlier) + "\n")
+    monkeypatch.setattr(
+        sys, "argv", ["report", "--math", str(runs), "--relay", str(tmp_path / "none"), "--out", str(out)]
+    )
+    main()
+    page = (out / "README.md").read_text()
+    assert "| joint | 0 | no space |" in page and "### math: rules against each other" in page
+    (line,) = [
+        x
+        for x in page.split("with the comparison before")[1].splitlines()
+        if x.startswith("| broad | root-group")
+    ]
+    assert line.endswith("| +0.050 [+0.012, +0.088] | 10 |")  # five policies gained 0.1, five nothing
+    assert (out / "math.png").exists() and len((out / "math.csv").read_text().splitlines()) == 14
 
 
 def test_new_tables_leave_what_was_written_by_hand(tmp_path: Path) -> None:
