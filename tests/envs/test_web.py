@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import pytest
+import requests
 
 from tests.support.local_server import Told, free_port, serving, threads_end
 from trace_gym.envs.naming import split_url
@@ -109,6 +110,20 @@ def test_a_slow_answer_ends_at_the_deadline(kind: str) -> None:
             client(limits=HASTY).send("GET", service.url)
         assert 0.3 < time.monotonic() - start < 2.5
     assert threads_end(before)
+
+
+def test_a_timeout_is_told_as_one_whatever_wraps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine the socket's own limit may come before the watch's, inside a connection error."""
+
+    def late(*_: Any, **__: Any) -> None:
+        try:
+            raise TimeoutError
+        except TimeoutError as error:
+            raise requests.ConnectionError("aborted") from error
+
+    monkeypatch.setattr(requests.Session, "request", late)
+    with pytest.raises(ExternalError, match="no answer in time"):
+        client().send("GET", "http://127.0.0.1:9/", retry=False)
 
 
 def test_a_large_answer_is_not_read() -> None:
